@@ -1,0 +1,115 @@
+"""Create the virtual environment, install the pinned packages, fetch the model and the texts.
+
+Standard library only: it runs before anything is installed. `make setup` calls it; so do
+`make course`, `make test` and `make lab`, each with the extras it needs. A second run with
+nothing changed only looks at a stamp file.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCK = ROOT / "requirements.lock"
+ENVIRONMENT = Path(os.environ.get("COURSE_VENV", ROOT / ".venv"))
+PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+STAMP = ENVIRONMENT / "course-setup.json"
+
+
+def run(*command):
+    subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
+
+
+def pip(*arguments):
+    run(PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments)
+
+
+def check_interpreter():
+    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
+        found = ".".join(map(str, sys.version_info[:3]))
+        sys.exit(f"This course needs Python 3.11, 3.12 or 3.13, and {sys.executable} is {found}. "
+                 "Name another one: make setup PYTHON=python3.11")
+
+
+def fingerprint():
+    """Changes when what should be installed changes."""
+    digest = hashlib.sha256()
+    for path in (LOCK, ROOT / "pyproject.toml", Path(__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def read_stamp():
+    try:
+        return json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def locked_version(package):
+    for line in LOCK.read_text().splitlines():
+        name, _, version = line.partition(";")[0].strip().partition("==")
+        if name == package:
+            return version
+    sys.exit(f"{LOCK.name} pins no {package}: make the lock file again with `make lock`.")
+
+
+def install_torch():
+    """The CPU build where one is offered, else the default build.
+
+    The order matters: pip must not look for torch while it resolves the rest, or it may fetch
+    the CUDA build and several GB of libraries that belong to it.
+    """
+    version = locked_version("torch")
+    probe = [str(PYTHON), "-c", "import importlib.metadata as m; print(m.version('torch'))"]
+    installed = subprocess.run(probe, capture_output=True, text=True).stdout.strip()
+    if installed.partition("+")[0] == version:
+        return
+    cpu_build = subprocess.run(
+        [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-q",
+         "-c", str(LOCK), f"torch=={version}+cpu"], cwd=ROOT, stderr=subprocess.DEVNULL)
+    if cpu_build.returncode != 0:
+        print(f"    no CPU-only build of torch {version} on offer; taking the default build")
+        pip("install", "-c", LOCK, f"torch=={version}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--extras", default="", help="comma-separated extras of pyproject.toml")
+    parser.add_argument("--no-model", action="store_true", help="install only, fetch no model and no text")
+    options = parser.parse_args()
+    check_interpreter()
+
+    stamp = read_stamp()
+    current = stamp.get("fingerprint") == fingerprint() and PYTHON.exists()
+    wanted = sorted(set(filter(None, options.extras.split(","))) | set(stamp.get("extras", [])))
+    if not current or wanted != stamp.get("extras"):
+        if not PYTHON.exists():
+            print(f"==> creating {ENVIRONMENT}", flush=True)
+            venv.create(ENVIRONMENT, with_pip=True, clear=ENVIRONMENT.exists())
+        STAMP.unlink(missing_ok=True)
+        print("==> installing torch", flush=True)
+        pip("install", "-q", "-c", LOCK, "setuptools", "wheel")
+        install_torch()
+        target = f".[{','.join(wanted)}]" if wanted else "."
+        print(f"==> installing the course {target}, pinned by {LOCK.name} (a few minutes the first time)", flush=True)
+        # No build isolation: a package that compiles against torch must see the torch above.
+        pip("install", "-q", "--no-build-isolation", "-c", LOCK, "-e", target)
+        STAMP.write_text(json.dumps({"fingerprint": fingerprint(), "extras": wanted}))
+    if not options.no_model:
+        run(PYTHON, "-m", "authoring.cli", "fetch")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"Set-up stopped: `{' '.join(map(str, error.cmd))}` failed with exit code {error.returncode}. "
+                 "Its message is above; run the same make command again once it is mended.")
+    except KeyboardInterrupt:
+        sys.exit("Set-up interrupted. Run the same make command again: it goes on where it can.")
