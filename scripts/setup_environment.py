@@ -59,23 +59,34 @@ def locked_version(package):
     sys.exit(f"{LOCK.name} pins no {package}: make the lock file again with `make lock`.")
 
 
-def install_torch():
-    """The CPU build where one is offered, else the default build.
+def attempt(*command):
+    """Run a command whose failure only means that the next way is tried."""
+    command = [str(part) for part in command]
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
-    The order matters: pip must not look for torch while it resolves the rest, or it may fetch
-    the CUDA build and several GB of libraries that belong to it.
+
+def install_torch():
+    """The smallest build of torch that fits the machine.
+
+    torch comes first and alone: pip must not look for it while it resolves the rest, or it may
+    fetch the CUDA build and several GB of libraries that belong to it.
     """
     version = locked_version("torch")
     probe = [str(PYTHON), "-c", "import importlib.metadata as m; print(m.version('torch'))"]
     installed = subprocess.run(probe, capture_output=True, text=True).stdout.strip()
     if installed.partition("+")[0] == version:
         return
-    cpu_build = subprocess.run(
-        [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-q",
-         "-c", str(LOCK), f"torch=={version}+cpu"], cwd=ROOT, stderr=subprocess.DEVNULL)
-    if cpu_build.returncode != 0:
-        print(f"    no CPU-only build of torch {version} on offer; taking the default build")
-        pip("install", "-c", LOCK, f"torch=={version}")
+    # 1. A CPU build that the configured index or wheel folder offers.
+    if attempt(PYTHON, "-m", "pip", "install", "-c", LOCK, f"torch=={version}+cpu"):
+        return
+    # 2. uv knows PyTorch's own indexes: the CPU build without a GPU driver, else the CUDA build for it.
+    if attempt(PYTHON, "-m", "pip", "install", "uv") and attempt(
+            PYTHON, "-m", "uv", "pip", "install", "--python", PYTHON, "--torch-backend=auto",
+            "-c", LOCK, f"torch=={version}"):
+        return
+    # 3. Whatever the package index has under that version.
+    print(f"    no CPU-only build of torch {version} on offer; taking the default build")
+    pip("install", "-c", LOCK, f"torch=={version}")
 
 
 def main():
