@@ -1,0 +1,229 @@
+"""How good a model is: perplexity on text, accuracy on labels."""
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+# Logits are the largest thing a perplexity needs: 512 tokens x 49,152 entries
+# x 4 bytes = 100 MB. One batch of windows may hold about this much.
+LOGIT_BYTES = 128e6
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A perplexity, with all that is needed to compare it with another one.
+
+    value    exp(nll): the model hesitates as if between this many equally likely tokens
+    nll      mean negative log-likelihood of a scored token, in nats
+    tokens   number of tokens scored
+    window   tokens the model sees at once
+    stride   tokens by which the window moves (= window: windows do not overlap)
+    device   where it ran
+    """
+
+    value: float
+    nll: float
+    tokens: int
+    window: int
+    stride: int
+    device: str
+
+    def __str__(self):
+        return (
+            f"perplexity {self.value:.2f} ({self.nll:.4f} nats per token; {self.tokens:,} tokens scored, "
+            f"window {self.window}, stride {self.stride}, {self.device})"
+        )
+
+    def row(self):
+        return {"perplexity": round(self.value, 2), "tokens scored": self.tokens, "window": self.window}
+
+
+def perplexity(model, tokens, window=512, stride=None, batch_size=None):
+    """Perplexity of a causal language model on a text.
+
+    The text is cut into windows of `window` tokens. The model predicts every token of a window from the
+    ones before it in the same window, so the first token of a window is not scored. With `stride` smaller
+    than `window` the windows overlap, and only tokens that no earlier window scored are scored: each has
+    more context, and the work grows by window / stride. Method: "Perplexity of fixed-length models",
+    transformers documentation, with every token counted once.
+
+    model       a causal language model of transformers: model(input_ids).logits is [batch, length, vocab]
+    tokens      integer tensor [n], token ids
+    window      tokens per window, 2 to n
+    stride      1 to window; None means window
+    batch_size  windows per forward pass; None chooses it so that the logits stay near 128 MB
+
+    Returns a Perplexity. Raises TypeError or ValueError when an argument does not fit.
+    """
+    stride = window if stride is None else stride
+    _check_text(model, tokens, window, stride)
+    device = next(model.parameters()).device
+    batches = _batches(_spans(len(tokens), window, stride), batch_size or _batch_size(model, window))
+    total, scored = 0.0, 0
+    progress = tqdm(total=len(tokens), desc="perplexity", unit="tok", leave=False, delay=3)
+    with evaluating(model), progress as bar:
+        for batch in batches:
+            nll = _scored_nll(model, tokens, batch, device)
+            total += nll.double().sum().item()
+            scored += nll.numel()
+            bar.update(sum(end - first for _, first, end in batch))
+    mean = total / scored
+    return Perplexity(_exp(mean), mean, scored, window, stride, str(device))
+
+
+@contextmanager
+def evaluating(model):
+    """Switch dropout and gradients off inside the block; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield model
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _spans(n, window, stride):
+    """(begin, first token to score, end) of each window; every token but those without context once."""
+    spans, scored_up_to = [], 0
+    for begin in range(0, n, stride):
+        end = min(begin + window, n)
+        first = max(scored_up_to, begin + 1)
+        if first < end:
+            spans.append((begin, first, end))
+        scored_up_to = end
+        if end == n:
+            break
+    return spans
+
+
+def _batches(spans, batch_size):
+    """Lists of spans of one shape, at most batch_size each, in the order of the text."""
+    batches = []
+    for span in spans:
+        begin, first, end = span
+        if batches and len(batches[-1]) < batch_size:
+            begin0, first0, end0 = batches[-1][0]
+            if (end0 - begin0, first0 - begin0) == (end - begin, first - begin):
+                batches[-1].append(span)
+                continue
+        batches.append([span])
+    return batches
+
+
+def _scored_nll(model, tokens, spans, device):
+    """Negative log-likelihood in nats of each scored token of a batch of spans, float32 [scored tokens]."""
+    ids = torch.stack([tokens[begin:end] for begin, _, end in spans]).to(device)
+    begin, first, _ = spans[0]
+    # The logits at position i are about token i + 1: hence the - 1 on both ends.
+    logits = model(input_ids=ids, use_cache=False).logits[:, first - begin - 1 : -1].flatten(0, 1)
+    targets = ids[:, first - begin :].flatten()
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _batch_size(model, window):
+    return max(1, int(LOGIT_BYTES // (4 * window * _vocabulary(model))))
+
+
+def _vocabulary(model):
+    return model.config.get_text_config().vocab_size
+
+
+def _exp(nll):
+    """exp that gives infinity where the number is too large, as a ruined model needs it."""
+    return math.exp(nll) if nll < 700 else (math.nan if math.isnan(nll) else math.inf)
+
+
+def _check_text(model, tokens, window, stride):
+    if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        kind = f"a {tokens.dtype} tensor" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+        raise TypeError(f"tokens must be an integer tensor of token ids, not {kind}")
+    if tokens.dim() != 1:
+        raise ValueError(
+            f"tokens must have one dimension, not shape {list(tokens.shape)}; try tokens.flatten()"
+        )
+    if len(tokens) < 2:
+        raise ValueError(f"the text has {len(tokens)} tokens; a perplexity needs at least 2")
+    for name, value, low, high in (("window", window, 2, len(tokens)), ("stride", stride, 1, window)):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            limit = "the number of tokens" if name == "window" else "the window"
+            raise ValueError(f"{name} must be a whole number from {low} to {high} ({limit}), not {value!r}")
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and window > longest:
+        raise ValueError(f"window {window} is longer than the {longest} positions this model was made for")
+    low, high = tokens.min().item(), tokens.max().item()
+    if low < 0 or high >= _vocabulary(model):
+        raise ValueError(
+            f"token ids run from {low} to {high}, but the model knows 0 to {_vocabulary(model) - 1}: "
+            "were they made by this model's tokenizer?"
+        )
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of right answers with its 95 % confidence interval (Wilson score interval).
+
+    value, low, high   between 0 and 1
+    correct, total     numbers of answers
+    """
+
+    value: float
+    low: float
+    high: float
+    correct: int
+    total: int
+
+    def __str__(self):
+        return (
+            f"accuracy {self.value:.1%} ({self.correct:,} of {self.total:,}; "
+            f"95 % interval {self.low:.1%} to {self.high:.1%})"
+        )
+
+    def row(self):
+        return {
+            "accuracy (%)": round(100 * self.value, 1),
+            "95 % interval (%)": f"{100 * self.low:.1f} to {100 * self.high:.1f}",
+            "examples": self.total,
+        }
+
+
+def accuracy(predictions, labels):
+    """Share of right predictions, with the uncertainty that so few examples leave.
+
+    predictions  [n] class indices, or float [n, classes] logits (the largest wins)
+    labels       [n] class indices
+
+    Returns an Accuracy. Raises ValueError when shapes differ or nothing is given. Interval: E. B. Wilson,
+    "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    predictions, labels = torch.as_tensor(predictions), torch.as_tensor(labels)
+    if predictions.dim() == 2:
+        predictions = predictions.argmax(dim=1)
+    if predictions.shape != labels.shape or labels.dim() != 1:
+        raise ValueError(
+            f"{list(predictions.shape)} predictions do not fit {list(labels.shape)} labels; "
+            "give [n] or [n, classes] predictions and [n] labels"
+        )
+    if predictions.is_floating_point() or labels.is_floating_point():
+        raise TypeError("predictions and labels of shape [n] must be whole numbers (class indices)")
+    n = len(labels)
+    if n == 0:
+        raise ValueError("accuracy of no examples is not defined; give at least one")
+    correct = int((predictions.to(labels.device) == labels).sum())
+    low, high = _wilson(correct, n)
+    return Accuracy(correct / n, low, high, correct, n)
+
+
+def _wilson(correct, n, confidence=0.95):
+    """Wilson score interval of a share: it stays within 0 and 1 and works near both ends."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p = correct / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,82 @@
+"""One look for the course's pictures, and one way to show them: with alt text."""
+
+import base64
+import io
+
+import matplotlib
+import matplotlib.pyplot as plt
+from IPython.display import Markdown, display
+
+# Okabe and Ito's palette: told apart with every common kind of colour blindness.
+# https://jfly.uni-koeln.de/color/
+PALETTE = {
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+    "sky": "#56B4E9",
+    "yellow": "#F0E442",
+    "black": "#000000",
+}
+SHORTEST_ALT = 15  # characters: less cannot say what a picture shows
+
+
+def style():
+    """Set the course's style for all figures made from here on. Call it once, after the imports."""
+    matplotlib.rcdefaults()
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.5, 4.0),  # inches: one notebook column
+            "figure.dpi": 100,  # pixels an inch: keeps a notebook small
+            "figure.constrained_layout.use": True,
+            "axes.prop_cycle": matplotlib.cycler(color=PALETTE.values()),
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "grid.color": "#dddddd",
+            "font.size": 11,
+            "axes.titlesize": 12,
+            "axes.titlelocation": "left",
+            "legend.frameon": False,
+            "lines.linewidth": 2,
+        }
+    )
+
+
+def show(fig, alt):
+    """Show a matplotlib figure as a PNG with alt text, then close it.
+
+    The alt text goes into the output's metadata ({"image/png": {"alt": ...}}), which nbconvert's classic
+    template and Jupyter Book read. JupyterLab 4 does not put it on the image, so it is also shown under
+    the picture, where everybody and every screen reader finds it.
+
+    fig  matplotlib Figure
+    alt  what the picture shows, for somebody who cannot see it; at least 15 characters
+
+    Raises TypeError when fig is not a figure, ValueError when alt says nothing.
+    """
+    if not isinstance(fig, matplotlib.figure.Figure):
+        raise TypeError(f"show needs a matplotlib Figure (from plt.subplots()), not {type(fig).__name__}")
+    alt = " ".join(alt.split()) if isinstance(alt, str) else ""
+    if len(alt) < SHORTEST_ALT:
+        raise ValueError(
+            f"alt must say in {SHORTEST_ALT} characters or more what the picture shows, not {alt!r}"
+        )
+    bundle = {"image/png": base64.b64encode(png(fig)).decode(), "text/plain": f"Figure: {alt}"}
+    display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)
+    display(Markdown(f"*Figure: {_escape(alt)}*"))
+    plt.close(fig)
+
+
+def png(fig):
+    """The figure as PNG bytes. The same figure gives the same bytes: no date, no version inside."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=fig.dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _escape(text):
+    """Markdown's own characters, made harmless."""
+    return "".join("\\" + c if c in "\\`*_$[]<>" else c for c in text)
