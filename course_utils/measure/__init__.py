@@ -1,16 +1,41 @@
 """Measuring: quality, bytes, time and the machine. Results are small dataclasses that print themselves."""
 
+from course_utils.measure.machine import MachineCard, machine_card
 from course_utils.measure.memory import PeakMemory, WeightBytes, peak_memory, weight_bytes
 from course_utils.measure.quality import Accuracy, Perplexity, accuracy, evaluating, perplexity
+from course_utils.measure.report import table
+from course_utils.measure.speed import (
+    Bandwidth,
+    GenerationSpeed,
+    Latency,
+    MatmulSpeed,
+    bandwidth,
+    generation_speed,
+    latency,
+    matmul_speed,
+    synchronize,
+)
 
 __all__ = [
     "Accuracy",
+    "Bandwidth",
+    "GenerationSpeed",
+    "Latency",
+    "MachineCard",
+    "MatmulSpeed",
     "PeakMemory",
     "Perplexity",
     "WeightBytes",
     "accuracy",
+    "bandwidth",
     "evaluating",
+    "generation_speed",
+    "latency",
+    "machine_card",
+    "matmul_speed",
     "peak_memory",
     "perplexity",
+    "synchronize",
+    "table",
     "weight_bytes",
 ]

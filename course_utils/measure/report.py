@@ -1,0 +1,30 @@
+"""Results side by side."""
+
+import pandas as pd
+
+
+def table(rows):
+    """A pandas table of measured results; units are in the column names, values are rounded for reading.
+
+    rows  a dict label -> result, or a list of results. A result is anything from this package, a plain
+          dict column -> value, or a tuple of these, whose columns are put side by side.
+
+    Raises TypeError for what has no row, ValueError for an empty table.
+
+    >>> table({"FP32": (perplexity_of_fp32, bytes_of_fp32), "INT8": (perplexity_of_int8, bytes_of_int8)})
+    """
+    labels = list(rows) if isinstance(rows, dict) else None
+    results = list(rows.values()) if isinstance(rows, dict) else list(rows)
+    if not results:
+        raise ValueError("a table needs at least one row")
+    return pd.DataFrame([_row(result) for result in results], index=labels)
+
+
+def _row(result):
+    if isinstance(result, dict):
+        return result
+    if isinstance(result, tuple):
+        return {column: value for part in result for column, value in _row(part).items()}
+    if hasattr(result, "row"):
+        return result.row()
+    raise TypeError(f"a row is a result of `measure`, a dict or a tuple of these, not {type(result).__name__}")
