@@ -135,7 +135,8 @@ def _commit(folder):
     if not (folder / ".git").exists():
         return ""
     try:
-        head, changed = _git(folder, "rev-parse", "--short", "HEAD"), _git(folder, "status", "--porcelain", "-uno")
+        head = _git(folder, "rev-parse", "--short", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return ""
     return head + ("+" if changed else "")

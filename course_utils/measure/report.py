@@ -27,4 +27,4 @@ def _row(result):
         return {column: value for part in result for column, value in _row(part).items()}
     if hasattr(result, "row"):
         return result.row()
-    raise TypeError(f"a row is a result of `measure`, a dict or a tuple of these, not {type(result).__name__}")
+    raise TypeError(f"a row is a result of measure, a dict or a tuple of them, not {type(result).__name__}")

@@ -279,6 +279,6 @@ def _time_unit(seconds):
 
 
 def _digits(x):
-    """Three significant digits without an exponent: 1234.5 -> '1234', 12.345 -> '12.3', 0.01234 -> '0.0123'."""
+    """Three significant digits without an exponent: 1234.5 -> '1234', 0.01234 -> '0.0123'."""
     decimals = 0 if x == 0 else max(0, 2 - math.floor(math.log10(abs(x))))
     return f"{x:.{decimals}f}"
