@@ -1,0 +1,118 @@
+"""What one token costs, from a model's config alone: parameters, bytes, operations, and the bound they set.
+
+The formulas are for the Llama architecture (grouped-query attention, gated MLP, RMSNorm, no biases):
+H. Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv 2302.13971, section 2.2.
+"""
+
+import torch
+
+
+def parameter_count(config):
+    """Number of parameters of a Llama model, from its config alone.
+
+    config  has vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
+            num_key_value_heads, head_dim and tie_word_embeddings
+
+    Returns an int. A layer holds seven matrices without biases (query, key, value, output; gate, up, down)
+    and two norms of hidden_size numbers each. Outside the layers stand the embedding, one more norm, and
+    an output matrix of the embedding's shape. Tied embeddings mean that the last is no matrix of its own.
+    """
+    query = config.num_attention_heads * config.head_dim
+    key_value = config.num_key_value_heads * config.head_dim
+    attention = 2 * config.hidden_size * query + 2 * config.hidden_size * key_value
+    mlp = 3 * config.hidden_size * config.intermediate_size
+    layer = attention + mlp + 2 * config.hidden_size
+    embedding = config.vocab_size * config.hidden_size
+    copies = 1 if config.tie_word_embeddings else 2
+    return config.num_hidden_layers * layer + config.hidden_size + copies * embedding
+
+
+def bytes_at_bits(parameters, bits, group_size=None, scale_bits=16, zero_bits=0):
+    """Bytes that quantized parameters take, with the scales that belong to them.
+
+    parameters  how many numbers are stored, int
+    bits        bits of one number, int
+    group_size  so many neighbours share one scale (and one zero point); None: no scales are stored
+    scale_bits  bits of one scale
+    zero_bits   bits of one zero point; 0: none is stored
+
+    Returns an int: whole bytes, rounded up. A last, incomplete group needs its scale too.
+    """
+    total = parameters * bits
+    if group_size is not None:
+        groups = -(-parameters // group_size)
+        total += groups * (scale_bits + zero_bits)
+    return -(-total // 8)
+
+
+def arithmetic_intensity(rows, inner, columns, element_bytes):
+    """Operations for each byte moved, of the matrix product [rows, inner] x [inner, columns].
+
+    element_bytes  bytes of one number, in all three matrices
+
+    Returns FLOP per byte, a float: a multiplication and an addition count as two operations; both inputs
+    are read once and the result is written once. Source: S. Williams, A. Waterman, D. Patterson,
+    "Roofline: an insightful visual performance model", CACM 52 (2009).
+    """
+    flops = 2 * rows * inner * columns
+    moved = (rows * inner + inner * columns + rows * columns) * element_bytes
+    return flops / moved
+
+
+def perplexity_from_logits(logits, tokens):
+    """Perplexity of one text, from the logits a model gave for it.
+
+    logits  float tensor [n, vocabulary]; row i is the model's guess about token i + 1
+    tokens  integer tensor [n], the text
+
+    Returns a float: exp of the mean negative log-probability (natural logarithm, computed in float32) of
+    tokens 1 to n - 1. Token 0 has nothing before it; the last row is about a token that is not there.
+    """
+    log_probabilities = torch.log_softmax(logits[:-1].float(), dim=-1)
+    chosen = log_probabilities.gather(1, tokens[1:, None])
+    return torch.exp(-chosen.mean()).item()
+
+
+def weights_read(config):
+    """Parameters that one step multiplies by: all of them, but an untied embedding is only looked up."""
+    looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    return parameter_count(config) - looked_up
+
+
+def kv_bytes_per_token(config, bits=16):
+    """Bytes of the KV cache for one token: a key and a value for each layer and key-value head."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bits // 8
+
+
+def forward_flops(config, tokens, cached=0):
+    """Floating-point operations of one forward pass that gives the logits of its last token.
+
+    tokens  tokens in this pass
+    cached  tokens already in the KV cache
+
+    Counts the matrix products, as torch's FlopCounterMode does: two operations per weight and token, and
+    in attention the products with keys and values (whole, as computed before the causal mask).
+    """
+    norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
+    output = config.vocab_size * config.hidden_size  # used for the last token only
+    matrices = weights_read(config) - norms - output
+    query = config.num_attention_heads * config.head_dim
+    attention = 4 * config.num_hidden_layers * tokens * (cached + tokens) * query
+    return 2 * matrices * tokens + 2 * output + attention
+
+
+def forward_bytes(config, tokens, cached=0, bits=32):
+    """Fewest bytes that the same pass must move: each weight once, the KV cache read once and extended.
+
+    Activations are left out: a good implementation keeps most of them in the processor's caches.
+    """
+    return weights_read(config) * bits // 8 + (cached + tokens) * kv_bytes_per_token(config, bits)
+
+
+def roofline(intensity, flops, bandwidth):
+    """Highest FLOP/s that a machine can reach at an arithmetic intensity (FLOP per byte).
+
+    flops      FLOP/s of the machine
+    bandwidth  bytes per second of its memory
+    """
+    return min(flops, intensity * bandwidth)
