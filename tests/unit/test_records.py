@@ -1,0 +1,30 @@
+import pytest
+
+from course_utils import records
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "recorded")
+    return records.FOLDER
+
+
+def test_what_never_ran_is_none():
+    assert records.load("nothing") is None
+
+
+def test_a_record_comes_back_with_its_provenance(folder):
+    records.save("trial", [{"bits": 4, "perplexity": 31.5}], driver="580.1")
+    record = records.load("trial")
+    assert record["results"] == [{"bits": 4, "perplexity": 31.5}]
+    assert record["provenance"]["driver"] == "580.1"
+    line = records.provenance_line(record)
+    assert record["provenance"]["torch"] in line and record["provenance"]["date"] in line
+    assert [p.name for p in folder.iterdir()] == ["trial.json"]
+
+
+def test_what_json_cannot_hold_leaves_the_old_record(folder):
+    records.save("trial", [1])
+    with pytest.raises(TypeError):
+        records.save("trial", [object()])
+    assert records.load("trial")["results"] == [1]
