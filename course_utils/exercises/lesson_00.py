@@ -1,0 +1,390 @@
+"""Checks of lesson 00: what one token costs."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig
+
+from course_utils import costs
+from course_utils.exercises import Case, Exercise, Mistake, Prediction
+
+
+def smollm2_config():
+    """The numbers of the course's model, SmolLM2-135M."""
+    return LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        num_attention_heads=9, num_key_value_heads=3, head_dim=64, tie_word_embeddings=True)  # fmt: skip
+
+
+def llama_13b_config():
+    """LLaMA-13B: arXiv 2302.13971, table 2; vocabulary and MLP width as in its released configuration."""
+    return LlamaConfig(
+        vocab_size=32000, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40,
+        num_attention_heads=40, num_key_value_heads=40, head_dim=128, tie_word_embeddings=False)  # fmt: skip
+
+
+# --- parameter_count --------------------------------------------------------------------------------------
+
+
+def _config_cases():
+    wide_heads = LlamaConfig(
+        vocab_size=1000, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=20, tie_word_embeddings=True)  # fmt: skip
+    one_layer = LlamaConfig(
+        vocab_size=50, hidden_size=8, intermediate_size=12, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=4, tie_word_embeddings=False)  # fmt: skip
+    return [
+        Case(smollm2_config(), label="SmolLM2-135M"),
+        Case(llama_13b_config(), label="LLaMA-13B: untied embeddings, as many key as query heads"),
+        Case(wide_heads, label="heads x head_dim is not hidden_size"),
+        Case(one_layer, label="one layer"),
+    ]
+
+
+def _count(config, *, head_dim=None, kv_heads=None, mlp_matrices=3, layer_norms=2, last_norm=1, copies=None):
+    """The count with one thing counted wrongly."""
+    head_dim = head_dim or config.head_dim
+    kv_heads = kv_heads or config.num_key_value_heads
+    heads = 2 * config.num_attention_heads + 2 * kv_heads
+    layer = config.hidden_size * (heads * head_dim + mlp_matrices * config.intermediate_size + layer_norms)
+    copies = copies or (1 if config.tie_word_embeddings else 2)
+    outside = config.hidden_size * (last_norm + copies * config.vocab_size)
+    return config.num_hidden_layers * layer + outside
+
+
+PARAMETER_COUNT = Exercise(
+    reference=costs.parameter_count,
+    cases=_config_cases,
+    rtol=0,
+    atol=0,
+    mistakes=[
+        Mistake(
+            "the output matrix counted although it is tied to the embedding. Look at tie_word_embeddings.",
+            lambda config: _count(config, copies=2),
+        ),
+        Mistake(
+            "the output matrix left out although it is not tied. Look at tie_word_embeddings.",
+            lambda config: _count(config, copies=1),
+        ),
+        Mistake(
+            "key and value matrices as wide as the query's. Grouped-query attention gives them fewer.",
+            lambda config: _count(config, kv_heads=config.num_attention_heads),
+        ),
+        Mistake(
+            "two matrices in the MLP. A gated MLP has three of them: gate, up and down.",
+            lambda config: _count(config, mlp_matrices=2),
+        ),
+        Mistake(
+            "no norms. Each is a vector of hidden_size numbers: two a layer, and one at the end.",
+            lambda config: _count(config, layer_norms=0, last_norm=0),
+        ),
+        Mistake(
+            "the norm after the last layer is missing.",
+            lambda config: _count(config, last_norm=0),
+        ),
+        Mistake(
+            "hidden_size / heads taken for the width of a head. The config says it itself, in head_dim.",
+            lambda config: _count(config, head_dim=config.hidden_size // config.num_attention_heads),
+        ),
+    ],
+    hint="Write the seven matrices of one layer as rows x columns, add two norms, multiply by the layers.",
+)
+
+
+# --- bytes_at_bits ----------------------------------------------------------------------------------------
+
+
+def _bytes_cases():
+    return [
+        Case(134_515_008, 32, label="FP32, no scales"),
+        Case(1_000, 4, label="4 bit, no scales"),
+        Case(4096, 4, group_size=128, label="4 bit, one FP16 scale for 128 numbers"),
+        Case(4096, 4, group_size=64, scale_bits=16, zero_bits=4, label="4 bit, scale and zero point"),
+        Case(100, 3, group_size=32, label="the last group is not full"),
+        Case(7, 3, label="bits that do not fill the last byte"),
+        Case(1_000_000, 4, group_size=32, scale_bits=8, label="8-bit scales"),
+    ]
+
+
+def _ceil_bytes(bits):
+    return math.ceil(bits / 8)
+
+
+def _groups(parameters, group_size):
+    return 0 if group_size is None else math.ceil(parameters / group_size)
+
+
+def _no_scales(parameters, bits, group_size=None, scale_bits=16, zero_bits=0):
+    return _ceil_bytes(parameters * bits)
+
+
+def _no_zeros(parameters, bits, group_size=None, scale_bits=16, zero_bits=0):
+    return _ceil_bytes(parameters * bits + _groups(parameters, group_size) * scale_bits)
+
+
+def _whole_groups(parameters, bits, group_size=None, scale_bits=16, zero_bits=0):
+    groups = 0 if group_size is None else parameters // group_size
+    return _ceil_bytes(parameters * bits + groups * (scale_bits + zero_bits))
+
+
+def _fractional_groups(parameters, bits, group_size=None, scale_bits=16, zero_bits=0):
+    groups = 0 if group_size is None else parameters / group_size
+    return _ceil_bytes(parameters * bits + groups * (scale_bits + zero_bits))
+
+
+def _bits(parameters, bits, group_size=None, scale_bits=16, zero_bits=0):
+    return parameters * bits + _groups(parameters, group_size) * (scale_bits + zero_bits)
+
+
+def _bytes_of_each(parameters, bits, group_size=None, scale_bits=16, zero_bits=0):
+    extra = _groups(parameters, group_size) * ((scale_bits + zero_bits) // 8)
+    return parameters * (bits // 8) + extra
+
+
+def _scale_of_each(parameters, bits, group_size=None, scale_bits=16, zero_bits=0):
+    extra = 0 if group_size is None else scale_bits + zero_bits
+    return _ceil_bytes(parameters * (bits + extra))
+
+
+def _rounded_down(parameters, bits, group_size=None, scale_bits=16, zero_bits=0):
+    return _bits(parameters, bits, group_size, scale_bits, zero_bits) // 8
+
+
+BYTES_AT_BITS = Exercise(
+    reference=costs.bytes_at_bits,
+    cases=_bytes_cases,
+    rtol=0,
+    atol=0,
+    mistakes=[
+        Mistake("the scales are missing. Each group brings scale_bits more.", _no_scales),
+        Mistake("the zero points are missing. Each group brings zero_bits more.", _no_zeros),
+        Mistake("a last group that is not full got no scale. Round the groups up.", _whole_groups),
+        Mistake("part of a scale for a group that is not full. Round the groups up.", _fractional_groups),
+        Mistake("bits instead of bytes. A byte has 8 bits.", _bits),
+        Mistake("each number rounded to whole bytes. 4-bit numbers share bytes: add bits, divide last.",
+                _bytes_of_each),
+        Mistake("a scale for each number. All group_size numbers of a group share one.", _scale_of_each),
+        Mistake("rounded down. Bits that do not fill the last byte still need it.", _rounded_down),
+    ],
+    hint="Count the bits of the numbers and of the groups. Divide by 8 at the end, round up.",
+)  # fmt: skip
+
+
+# --- arithmetic_intensity ---------------------------------------------------------------------------------
+
+
+def _intensity_cases():
+    return [
+        Case(1, 576, 1536, 4, label="one token through an MLP matrix, FP32"),
+        Case(256, 576, 1536, 4, label="256 tokens through the same matrix"),
+        Case(1, 4096, 4096, 2, label="one token, FP16"),
+        Case(3, 5, 7, 1, label="three different sizes, one byte"),
+    ]
+
+
+def _intensity(rows, inner, columns, element_bytes, *, per_pair=2, output=True, activations=True):
+    moved = inner * columns
+    if activations:
+        moved += rows * inner
+    if output:
+        moved += rows * columns
+    return per_pair * rows * inner * columns / (moved * element_bytes)
+
+
+ARITHMETIC_INTENSITY = Exercise(
+    reference=costs.arithmetic_intensity,
+    cases=_intensity_cases,
+    mistakes=[
+        Mistake(
+            "one operation for a multiplication and its addition. The field counts two.",
+            lambda rows, inner, columns, element_bytes: _intensity(
+                rows, inner, columns, element_bytes, per_pair=1),
+        ),
+        Mistake(
+            "the result is not among the bytes. It has to be written.",
+            lambda rows, inner, columns, element_bytes: _intensity(
+                rows, inner, columns, element_bytes, output=False),
+        ),
+        Mistake(
+            "only the second matrix is among the bytes. The first is read too, and the result is written.",
+            lambda rows, inner, columns, element_bytes: _intensity(
+                rows, inner, columns, element_bytes, output=False, activations=False),
+        ),
+        Mistake(
+            "operations for each number instead of each byte. A number takes element_bytes bytes.",
+            lambda rows, inner, columns, element_bytes: _intensity(rows, inner, columns, 1),
+        ),
+        Mistake(
+            "upside down: bytes for each operation.",
+            lambda rows, inner, columns, element_bytes: 1 / _intensity(rows, inner, columns, element_bytes),
+        ),
+    ],
+    hint="Each of the rows x columns results is a sum of `inner` products. Then count three matrices' bytes.",
+)  # fmt: skip
+
+
+# --- perplexity_from_logits -------------------------------------------------------------------------------
+
+
+def _logits_cases():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(40, 50, generator=generator)
+    tokens = torch.randint(0, 50, (40,), generator=generator)
+    unlikely = torch.randn(6, 10, generator=generator)
+    unlikely[2, tokens[3] % 10] -= 120  # exp(-120) is 0 in float32
+    strided = (2 * torch.randn(30, 12, generator=generator)).t()
+    return [
+        Case(logits, tokens, label="40 tokens, vocabulary of 50"),
+        Case(torch.zeros(5, 1000), torch.tensor([1, 2, 3, 4, 5]), label="all 1,000 tokens equally likely"),
+        Case(unlikely, tokens[:6] % 10, label="a token that the model thinks all but impossible"),
+        Case(logits.bfloat16(), tokens, label="logits in BF16"),
+        Case(strided, tokens[:12] % 30, label="logits that are a transposed view"),
+        Case(logits[:2], tokens[:2], label="a text of two tokens"),
+    ]
+
+
+def _nll(logits, tokens):
+    return -torch.log_softmax(logits.float(), dim=-1).gather(1, tokens[:, None]).squeeze(1)
+
+
+def _unshifted(logits, tokens):
+    return math.exp(_nll(logits, tokens).mean())
+
+
+def _shifted_back(logits, tokens):
+    return math.exp(_nll(logits[1:], tokens[:-1]).mean())
+
+
+def _without_exp(logits, tokens):
+    return _nll(logits[:-1], tokens[1:]).mean().item()
+
+
+def _wrong_base(logits, tokens):
+    return 2 ** _nll(logits[:-1], tokens[1:]).mean().item()
+
+
+def _mean_of_perplexities(logits, tokens):
+    return _nll(logits[:-1], tokens[1:]).exp().mean().item()
+
+
+def _inverse_mean_probability(logits, tokens):
+    return 1 / (-_nll(logits[:-1], tokens[1:])).exp().mean().item()
+
+
+def _raw_logits(logits, tokens):
+    chosen = logits[:-1].float().gather(1, tokens[1:, None])
+    return torch.exp(-chosen.mean()).item()
+
+
+def _low_precision(logits, tokens):
+    chosen = torch.log_softmax(logits[:-1], dim=-1).gather(1, tokens[1:, None])
+    return torch.exp(-chosen.mean()).item()
+
+
+def _low_precision_loss(logits, tokens):
+    return torch.exp(F.cross_entropy(logits[:-1], tokens[1:])).item()
+
+
+def _log_of_softmax(logits, tokens):
+    chosen = torch.softmax(logits[:-1].float(), dim=-1).log().gather(1, tokens[1:, None])
+    return torch.exp(-chosen.mean()).item()
+
+
+def _over_n(logits, tokens):
+    return math.exp(_nll(logits[:-1], tokens[1:]).sum() / len(tokens))
+
+
+PERPLEXITY_FROM_LOGITS = Exercise(
+    reference=costs.perplexity_from_logits,
+    cases=_logits_cases,
+    rtol=1e-4,
+    mistakes=[
+        Mistake("row i held against token i. Row i is the guess about the next token, i + 1.", _unshifted),
+        Mistake("shifted the wrong way: row i held against token i - 1.", _shifted_back),
+        Mistake("the mean negative log-probability itself. Perplexity is its exponential.", _without_exp),
+        Mistake("base 2 of a mean in natural logarithms. Log and power need the same base.", _wrong_base),
+        Mistake("the mean of each token's own perplexity. Average the logarithms first, then take exp.",
+                _mean_of_perplexities),
+        Mistake("an average of probabilities. Average their logarithms.", _inverse_mean_probability),
+        Mistake("logits used as if they were log-probabilities. Softmax makes them sum to one.", _raw_logits),
+        Mistake("the sum divided by the number of tokens. One token less is predicted.", _over_n),
+        Mistake("computed in the logits' own 16 bits. Convert to float32 first.", _low_precision),
+        Mistake("computed in the logits' own 16 bits. Convert to float32 first.", _low_precision_loss),
+        Mistake("log of softmax loses small probabilities to 0. Use torch.log_softmax.", _log_of_softmax),
+    ],
+    hint="Line up logits[:-1] with tokens[1:], take the log-probability of each token, average, exp.",
+)  # fmt: skip
+
+
+# --- predictions ------------------------------------------------------------------------------------------
+
+PARAMETERS = costs.parameter_count(smollm2_config())
+FP32_BYTES = costs.bytes_at_bits(PARAMETERS, 32)
+VOCABULARY = smollm2_config().vocab_size
+SHARE = VOCABULARY * smollm2_config().hidden_size / PARAMETERS
+PARAMETERS_13B = costs.parameter_count(llama_13b_config())
+FP32_BYTES_13B = costs.bytes_at_bits(PARAMETERS_13B, 32)
+
+PREDICTIONS = [
+    Prediction(
+        id="predict_bytes",
+        answer=FP32_BYTES,
+        unit="bytes",
+        mistakes=[
+            (PARAMETERS, "one byte for each parameter. A byte has 8 bits, an FP32 number 32."),
+            (2 * PARAMETERS, "two bytes for each parameter. That is FP16, not FP32."),
+            (32 * PARAMETERS, "bits, not bytes."),
+        ],
+        hint="The name says 135M parameters. How many bytes does a 32-bit number take?",
+    ),
+    Prediction(
+        id="predict_embedding_share",
+        answer=100 * SHARE,
+        rtol=0.1,
+        unit="percent",
+        mistakes=[
+            (100 * 2 * SHARE / (1 + SHARE), "the matrix counted twice. It is tied: stored once."),
+            (100 / 31, "one part of 31. The parts are not equally large: count the numbers in each."),
+            (100 * SHARE / (1 - SHARE), "compared with the rest. Asked is the share of the whole."),
+        ],
+        hint="The embedding has vocab_size x hidden_size numbers, of 134.5 million in all.",
+    ),
+    Prediction(
+        id="predict_decode_rate",
+        answer=20e9 / FP32_BYTES,
+        rtol=0.1,
+        unit="tokens/s",
+        mistakes=[
+            (20e9 / PARAMETERS, "one byte for each parameter. FP32 has four."),
+            (10e9 / PARAMETERS, "two bytes for each parameter. That would be FP16."),
+            (FP32_BYTES / 20e9, "seconds for a token. Asked are tokens in a second."),
+        ],
+        hint="Every new token reads all the weights once. How often do they fit into 20 GB?",
+    ),
+    Prediction(
+        id="predict_uniform_perplexity",
+        answer=VOCABULARY,
+        rtol=0.001,
+        mistakes=[
+            (math.log(VOCABULARY), "the mean negative log-probability. Take exp of it."),
+            (1 / VOCABULARY, "the probability of each token. Perplexity is its inverse."),
+            (1, "1 is perfect: a model that is always sure and always right."),
+        ],
+        hint="exp(-log p) with the same p for every token: what is left?",
+    ),
+    Prediction(
+        id="predict_13b_gigabytes",
+        answer=FP32_BYTES_13B / 1e9,
+        rtol=0.03,
+        unit="GB",
+        mistakes=[
+            (2 * PARAMETERS_13B / 1e9, "two bytes for each parameter. FP32 has four: 32 bits."),
+            (PARAMETERS_13B / 1e9, "one byte for each parameter. FP32 has four: 32 bits."),
+            (FP32_BYTES_13B / 2**30, "GiB (2^30 bytes) instead of GB (10^9 bytes)."),
+        ],
+        hint="13 billion parameters, 32 bits each.",
+    ),
+]
+
+EXERCISES = [PARAMETER_COUNT, BYTES_AT_BITS, ARITHMETIC_INTENSITY, PERPLEXITY_FROM_LOGITS, *PREDICTIONS]
