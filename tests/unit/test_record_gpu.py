@@ -15,13 +15,14 @@ def short(monkeypatch):
     monkeypatch.setattr(record_gpu, "BATCHES", (1, 2))
 
 
+@pytest.mark.slow
 def test_every_format_gives_a_row_per_batch_and_the_bytes_fall():
     rows = record_gpu.record("tiny", "cpu")["rows"]
     assert not [row for row in rows if "error" in row]
     assert [(row["format"], row["batch"]) for row in rows] == [
         (name, batch) for name in record_gpu.FORMATS for batch in (1, 2)]
     weights = {row["format"]: row["weights (GB)"] for row in rows}
-    assert weights["FP16"] == pytest.approx(weights["FP32"] / 2, rel=1e-6)
+    assert weights["FP16"] == pytest.approx(weights["FP32"] / 2, rel=1e-3)  # rotary frequencies stay FP32
     assert weights["NF4 (bitsandbytes)"] < weights["INT8 (bitsandbytes)"] < weights["FP16"]
     assert all(row["KV cache (GB)"] > 0 and row["decode limit by bandwidth (ms)"] > 0 for row in rows)
 
