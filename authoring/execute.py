@@ -1,0 +1,156 @@
+"""Execute one notebook with papermill in a fresh kernel, watching its time and memory."""
+
+import contextlib
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import papermill
+import psutil
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+OFFLINE = Path(__file__).resolve().parent / "offline"
+
+
+@dataclass(frozen=True)
+class Execution:
+    """An executed notebook.
+
+    `error` is None, or "cell 'name': ValueError: ..."; `traceback` the kernel's text of it. `peak_bytes` is
+    the resident memory of the kernel and its child processes together, at its highest.
+    """
+
+    notebook: object
+    seconds: float
+    peak_bytes: int
+    error: str | None
+    traceback: str
+
+
+class CourseEngine(NBClientEngine):
+    """papermill's engine, telling `on_cell(index, total, cell)` when each cell starts."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, on_cell=None, keep=None, **kwargs):
+        if keep is not None:
+            keep.append(nb_man.nb)  # papermill does not hand over a notebook that failed
+        start = nb_man.cell_start
+
+        def cell_start(cell, cell_index=None, **more):
+            if on_cell:
+                on_cell(cell_index, len(nb_man.nb.cells), cell)
+            return start(cell, cell_index, **more)
+
+        nb_man.cell_start = cell_start
+        return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+
+papermill_engines.register("course", CourseEngine)
+
+
+def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, offline=False) -> Execution:
+    """Execute a notebook (a node or a path) with `folder` as working directory.
+
+    Args:
+        parameters: papermill parameters, put in a cell after the one tagged "parameters".
+        on_cell: called with (index, number of cells, cell) when a cell starts.
+        timeout: seconds a cell may take, None for no limit.
+        offline: refuse every connection that leaves the machine.
+
+    Does not raise when a cell does: see `Execution.error`.
+    """
+    kept, error, traceback = [], None, ""
+    started = time.monotonic()
+    with PeakMemory() as memory, _environment(offline):
+        try:
+            papermill.execute_notebook(
+                notebook,
+                None,
+                parameters=parameters or {},
+                engine_name="course",
+                kernel_name="python3",
+                progress_bar=False,
+                request_save_on_cell_execute=False,
+                cwd=folder,
+                start_timeout=120,
+                execution_timeout=timeout,
+                extra_arguments=["--log-level=CRITICAL"],  # the kernel's own remarks, not the lesson's
+                on_cell=on_cell,
+                keep=kept,
+            )
+        except PapermillExecutionError as failed:
+            error = f"{failed.ename}: {failed.evalue}"
+            traceback = "\n".join(failed.traceback)
+        except Exception as failed:  # a kernel that died, a cell that took too long
+            if not kept:
+                raise
+            error = traceback = f"{type(failed).__name__}: {failed}"
+    seconds = time.monotonic() - started
+    node = kept[0]
+    node.cells = [c for c in node.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
+    if error:
+        error = f"cell {failed_cell(node)!r}: {error}"
+    return Execution(node, seconds, memory.peak, error, traceback)
+
+
+def failed_cell(notebook) -> str:
+    """Id of the cell at which papermill stopped."""
+    for cell in notebook.cells:
+        mark = cell.metadata.get("papermill", {})
+        if mark.get("exception") or mark.get("status") in ("failed", "running"):
+            return cell.id
+    return "?"
+
+
+class PeakMemory:
+    """Highest resident memory, in bytes, of all child processes while the block runs: of the kernel here."""
+
+    interval = 0.1  # seconds
+
+    def __enter__(self):
+        self.peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._stop.wait(self.interval):
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error, OSError, ValueError):
+                    total += process.memory_info().rss
+                    self.peak = max(self.peak, _high_water(process.pid))
+            self.peak = max(self.peak, total)
+
+
+def _high_water(pid) -> int:
+    """What Linux noted as the highest resident memory of a process, which catches spikes between samples."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return 0
+    for line in status.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@contextlib.contextmanager
+def _environment(offline):
+    """Variables that the kernel inherits."""
+    before = dict(os.environ)
+    if offline:
+        paths = [str(OFFLINE), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

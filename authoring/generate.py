@@ -1,0 +1,263 @@
+"""Generate the learner's and the solved notebook of a lesson from its source in lessons/."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from authoring import library
+from authoring.project import LessonError, Project
+from course_utils import lesson_setup
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,56}")  # with "-check" it still fits a cell id's 64 characters
+KEYS = {"name", "tolerance", "atol", "timing", "exercise", "predict", "points", "goal", "tags"}
+JUPYTEXT_KEYS = {"lines_to_next_cell", "cell_marker", "lines_to_end_of_cell_marker"}
+SIZE_LIMIT = 1_500_000  # bytes; larger notebooks are slow to render and to diff
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+PARAMETERS = """\
+# Parameters: papermill and `course run` set them; change them here to try another model or a GPU.
+PROFILE = "cpu"  # "cpu" or "gpu"
+LM = ""  # "" is the embedded model; or a model of the hub, or a folder
+DEVICE = "cpu"  # "cpu", "cuda", ..."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a lesson's source: its name, "markdown" or "code", its text and its directives."""
+
+    name: str
+    type: str
+    source: str
+    options: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A lesson's source, read and checked."""
+
+    path: Path  # relative to the repository
+    cells: list[Cell]
+
+    @property
+    def stem(self) -> str:
+        return self.path.stem
+
+    @property
+    def number(self) -> str:
+        return self.stem[:2]
+
+    @property
+    def title(self) -> str:
+        return self.cells[0].source.splitlines()[0].removeprefix("# ").strip()
+
+    @property
+    def goal(self) -> str:
+        """What the learner measures, in a line: `goal=` of the title cell, or its second paragraph."""
+        text = self.cells[0].options.get("goal") or (_paragraphs(self.cells[0].source) + [""])[1]
+        return " ".join(text.split())
+
+
+def read_lesson(project: Project, path: Path) -> Lesson:
+    """Parse a lesson's source. Raises LessonError naming the cell."""
+    import jupytext
+
+    relative = project.relative(path)
+    try:
+        notebook = jupytext.reads(path.read_text(), fmt="py:percent")
+    except Exception as error:
+        raise LessonError(relative, None, f"is no py:percent text: {error}") from error
+    cells, seen = [], {"setup", "parameters"}
+    for n, cell in enumerate(notebook.cells, start=1):
+        options = {k: v for k, v in cell.metadata.items() if k not in JUPYTEXT_KEYS}
+        name = options.pop("name", None)
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            rule = "needs name=\"...\" of at most 57 letters, digits, '-' or '_'."
+            raise LessonError(relative, name or f"number {n}", rule)
+        names = {name, f"{name}-check"} if "exercise" in options or "predict" in options else {name}
+        if names & seen:
+            raise LessonError(relative, name, "the name is taken (every cell needs one of its own).")
+        seen |= names
+        _check_options(relative, name, cell.cell_type, options)
+        cells.append(Cell(name, cell.cell_type, cell.source.strip("\n"), options))
+    heading = rf"# Lesson {path.stem[:2]}: \S"
+    if not cells or cells[0].name != "title" or not re.match(heading, cells[0].source):
+        raise LessonError(
+            relative,
+            cells[0].name if cells else None,
+            f'the first cell must be markdown, name="title", beginning with "# Lesson {path.stem[:2]}: ...".',
+        )
+    return Lesson(relative, cells)
+
+
+def _check_options(path, name, cell_type, options):
+    unknown = set(options) - KEYS
+    if unknown:
+        known = ", ".join(sorted(KEYS))
+        raise LessonError(path, name, f"unknown {', '.join(sorted(unknown))}; known: {known}.")
+    if cell_type not in ("markdown", "code"):
+        raise LessonError(path, name, f"is a {cell_type} cell; only markdown and code are generated.")
+    code_only = KEYS - {"name", "goal", "tags"}
+    if cell_type == "markdown" and set(options) & code_only:
+        raise LessonError(path, name, f"{', '.join(sorted(set(options) & code_only))} on a markdown cell.")
+    for key in ("tolerance", "atol"):
+        value = options.get(key, 0.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise LessonError(path, name, f"{key} must be a number that is not negative, is {value!r}.")
+    if options.get("timing") and ("tolerance" in options or "atol" in options):
+        raise LessonError(path, name, "timing cells are not compared, so they take no tolerance.")
+    if "exercise" in options and "predict" in options:
+        raise LessonError(path, name, "is both an exercise and a prediction.")
+    points = options.get("points", 1)
+    if isinstance(points, bool) or not isinstance(points, int) or points < 0:
+        raise LessonError(path, name, f"points must be a whole number, is {points!r}.")
+
+
+def make_notebook(project: Project, lesson: Lesson, kind: str, costs: dict):
+    """The notebook of a lesson without outputs.
+
+    Args:
+        kind: "notebooks" (exercises are stubs) or "solutions".
+        costs: measured minutes and memory by lesson, the content of recorded/lesson_costs.json.
+
+    Raises:
+        LessonError: a directive cannot be expanded.
+    """
+    path = f"{kind}/{lesson.stem}.ipynb"
+    cells = [
+        _markdown("title", header(project, lesson, path, costs.get(lesson.stem))),
+        _code("setup", lesson_setup.setup_line(project.repository, project.ref)),
+        _code("parameters", PARAMETERS, {"tags": ["parameters"]}),
+    ]
+    for cell in lesson.cells[1:]:
+        if cell.type == "markdown":
+            cells.append(_markdown(cell.name, cell.source, cell.options.get("tags")))
+        elif "exercise" in cell.options or "predict" in cell.options:
+            try:
+                cells += _exercise(project, lesson, cell, kind)
+            except (ValueError, SyntaxError) as error:
+                raise LessonError(lesson.path, cell.name, str(error)) from error
+        else:
+            if library.BEGIN in cell.source:
+                raise LessonError(lesson.path, cell.name, "has solution marks but no exercise= or predict=.")
+            source = "\n".join(filter(None, [_comment(cell.options), cell.source]))
+            cells.append(_code(cell.name, source, _metadata(cell.options)))
+    metadata = {
+        "kernelspec": dict(KERNEL),
+        "language_info": {"name": "python"},
+        "course": {"lesson": lesson.stem, "kind": kind},
+    }
+    return new_notebook(cells=cells, metadata=metadata)
+
+
+def header(project, lesson, path, cost) -> str:
+    """The title cell: the author's text with badges, minutes and memory after the heading."""
+    heading, _, rest = lesson.cells[0].source.partition("\n")
+    if cost:
+        measured = (
+            f"about {cost['minutes']:.1f} minutes and {cost['peak_gb']:.1f} GB of memory "
+            f"(measured {cost['date']} on {cost['cores']} cores, {cost['cpu']}, torch {cost['torch']})"
+        )
+    else:
+        measured = "not measured yet"
+    badges = lesson_setup.badges(project.repository, project.ref, path)
+    return "\n\n".join([heading, badges, f"**It takes** {measured}.", rest.strip("\n")]).rstrip("\n")
+
+
+def _exercise(project, lesson, cell, kind):
+    """The cell to fill in and the locked check after it."""
+    solved = kind == "solutions"
+    points = cell.options.get("points", 1)
+    if "predict" in cell.options:
+        id, answer = cell.options["predict"], "prediction"
+        if not re.fullmatch(rf"{lesson.number}\.[A-Za-z_]\w*", str(id)):
+            raise ValueError(f'predict="{id}" must be "{lesson.number}." and a name.')
+        empty = library.replace_solutions(cell.source, lambda region, indent: [f"{indent}prediction = None"])
+        source = cell.source if solved else empty
+    else:
+        target = cell.options["exercise"]
+        if target == "inline":
+            marked = cell.source
+            answer = library.defined_name(marked)
+        else:
+            if cell.source.strip():
+                raise ValueError(f"must be empty: its content is taken from {target}.")
+            marked = library.mark_solution(library.find_source(project.root, target))
+            answer = target.partition(":")[2]
+        id = f"{lesson.number}.{answer}"
+        source = marked if solved else library.stub(marked)
+    task = _code(cell.name, source, {"nbgrader": _nbgrader(cell.name, solution=True)})
+    check_source = f'from course_utils.exercises import check\n\ncheck("{id}", {answer})'
+    check_source = "\n".join(filter(None, [_comment(cell.options), check_source]))
+    name = f"{cell.name}-check"
+    metadata = _metadata(cell.options) | {"nbgrader": _nbgrader(name, points=points)}
+    check = _code(name, check_source, metadata)
+    if not solved:  # as nbgrader releases it: what is locked says so, and carries its checksum
+        check.metadata.update(deletable=False, editable=False)
+        for released in (task, check):
+            released.metadata.nbgrader.update(checksum=_checksum(released), cell_type="code")
+    return [task, check]
+
+
+def _nbgrader(grade_id, *, solution=False, points=None):
+    graded = {} if points is None else {"points": points}
+    return {
+        "schema_version": 3,
+        "grade_id": grade_id,
+        "solution": solution,
+        "grade": not solution,
+        "locked": not solution,
+        "task": False,
+        **graded,
+    }
+
+
+def _checksum(cell):
+    from nbgrader.utils import compute_checksum
+
+    return compute_checksum(cell)
+
+
+def _comment(options):
+    """What the reader should know about the cell's numbers."""
+    if options.get("timing"):
+        return "# timing, not compared"
+    parts = []
+    if "tolerance" in options:
+        parts.append(f"{100 * options['tolerance']:g} %")
+    if "atol" in options:
+        parts.append(f"{options['atol']:g}")
+    return f"# compared within {' or '.join(parts)}" if parts else ""
+
+
+def _metadata(options):
+    course = {key: options[key] for key in ("tolerance", "atol", "timing") if key in options}
+    tags = list(options.get("tags", [])) + ["nbval-ignore-output"] * bool(options.get("timing"))
+    return ({"course": course} if course else {}) | ({"tags": tags} if tags else {})
+
+
+def _markdown(name, source, tags=None):
+    return new_markdown_cell(source, id=name, metadata={"tags": list(tags)} if tags else {})
+
+
+def _code(name, source, metadata=None):
+    return new_code_cell(source, id=name, metadata=metadata or {})
+
+
+def _paragraphs(text):
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
+def code_hash(notebook) -> str:
+    """SHA-256 of the code cells: the outputs of two notebooks with the same hash are interchangeable."""
+    code = [[cell.id, cell.source] for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+def to_text(notebook) -> str:
+    """The notebook's file content: validated, keys sorted, one newline at the end."""
+    nbformat.validate(notebook)
+    return nbformat.writes(notebook, version=4).rstrip("\n") + "\n"

@@ -1,0 +1,140 @@
+"""Take a function's source out of the library, and make a stub of it.
+
+Works on text and syntax tree, importing nothing, so that signature and docstring keep every byte.
+"""
+
+import ast
+from pathlib import Path
+
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+
+
+def find_source(root: Path, target: str) -> str:
+    """Source of the function or class `target` ("course_utils.costs:parameter_count") under `root`.
+
+    Raises ValueError when there is no such module or name.
+    """
+    module, _, name = target.partition(":")
+    path = _module_file(root, module)
+    if path is None or not name.isidentifier():
+        raise ValueError(f"{target!r} is no function of this repository (write package.module:function).")
+    text = path.read_text()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and node.name == name:
+            start = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            return "\n".join(text.splitlines()[start - 1 : node.end_lineno])
+    for node in ast.parse(text).body:  # a package that passes on the names of its modules
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    origin = _absolute(module, path, node)
+                    if _module_file(root, origin):
+                        return find_source(root, f"{origin}:{alias.name}")
+    raise ValueError(f"{path.relative_to(root)} defines no function or class {name!r}.")
+
+
+def _module_file(root, module):
+    base = root.joinpath(*module.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if module and path.is_file():
+            return path
+    return None
+
+
+def _absolute(module, path, node):
+    if not node.level:
+        return node.module or ""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    package = package[: len(package) - (node.level - 1)]
+    return ".".join(package + ([node.module] if node.module else []))
+
+
+def mark_solution(source: str) -> str:
+    """`source` of a function or class with each body between nbgrader's solution marks."""
+    lines = source.splitlines()
+    for start, end, indent in _bodies(source):
+        lines[start:end] = [indent + BEGIN, *lines[start:end], indent + END]
+    return "\n".join(lines)
+
+
+def defined_name(marked: str) -> str:
+    """Name of the one function or class of `marked` that holds solution marks. ValueError otherwise."""
+    begins = [n for n, line in enumerate(marked.splitlines(), start=1) if line.strip() == BEGIN]
+    nodes = [node for node in ast.parse(marked).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    names = [node.name for node in nodes if any(node.lineno < n <= node.end_lineno + 1 for n in begins)]
+    if len(names) != 1:
+        raise ValueError(f"needs one function with its body between {BEGIN} and {END}, has {len(names)}.")
+    return names[0]
+
+
+def replace_solutions(marked: str, replacement) -> str:
+    """`marked` with each region between the solution marks, marks included, replaced.
+
+    `replacement` is called with the region's lines and their indent and returns lines.
+    Raises ValueError when the marks do not pair.
+    """
+    kept, region = [], None
+    for line in marked.splitlines():
+        mark = line.strip()
+        if mark == BEGIN:
+            if region is not None:
+                raise ValueError(f"{BEGIN} twice without {END} between.")
+            region, indent = [], line[: len(line) - len(line.lstrip())]
+        elif mark == END:
+            if region is None:
+                raise ValueError(f"{END} without {BEGIN} before it.")
+            kept += replacement(region, indent)
+            region = None
+        elif region is not None:
+            region.append(line)
+        elif "BEGIN SOLUTION" in line or "END SOLUTION" in line:
+            raise ValueError(f"write the marks as {BEGIN!r} and {END!r}, not as {mark!r}.")
+        else:
+            kept.append(line)
+    if region is not None:
+        raise ValueError(f"{BEGIN} without {END} after it.")
+    if kept == marked.splitlines():
+        raise ValueError(f"has no {BEGIN}.")
+    return "\n".join(kept)
+
+
+def stub(marked: str) -> str:
+    """`marked` with each solution replaced by its effort and ``raise NotImplementedError``."""
+    return replace_solutions(marked, lambda region, indent: [indent + effort(region), indent + RAISE])
+
+
+RAISE = "raise NotImplementedError"
+
+
+def effort(lines: list[str]) -> str:
+    """'# About 3 lines.': the lines of code of a solution, blank lines and comments left out."""
+    count = sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
+    return f"# About {count} line{'' if count == 1 else 's'}."
+
+
+def _bodies(source):
+    """(start, end, indent) of each function body, docstring left out, last first; line numbers from 0."""
+    (node,) = ast.parse(source).body
+    functions = [node]
+    if isinstance(node, ast.ClassDef):
+        functions = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+        if not functions:
+            raise ValueError(f"class {node.name} has no method to write.")
+    lines = source.splitlines()
+    found = []
+    for function in functions:
+        body = function.body
+        start = function.lineno
+        if isinstance(body[0], ast.Expr) and isinstance(getattr(body[0].value, "value", None), str):
+            start, body = body[0].end_lineno, body[1:]
+        if not body:
+            raise ValueError(f"{function.name} has a docstring and no body.")
+        first = min([body[0].lineno, *(d.lineno for d in getattr(body[0], "decorator_list", []))])
+        if first <= start:
+            raise ValueError(f"{function.name}: write the body on lines of its own.")
+        begin = first - 1
+        while begin > start and lines[begin - 1].strip().startswith("#"):  # comments above belong to it
+            begin -= 1
+        text = lines[first - 1]
+        found.append((begin, function.end_lineno, text[: len(text) - len(text.lstrip())]))
+    return reversed(found)

@@ -1,0 +1,309 @@
+"""Bring notebooks/, solutions/ and the README's lesson table in step with lessons/, or check them."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import nbformat
+from filelock import FileLock
+from nbformat.notebooknode import from_dict
+
+from authoring import generate
+from authoring.project import KINDS, LessonError, Project
+
+TABLE_BEGIN, TABLE_END = "<!-- lessons:begin -->", "<!-- lessons:end -->"
+
+
+def check(project: Project, numbers=()) -> list[str]:
+    """What is out of step, one line for each finding; an empty list when nothing is."""
+    problems = []
+    costs = read_costs(project)
+    lessons = []
+    for path in project.lessons(numbers):
+        try:
+            lesson = generate.read_lesson(project, path)
+            lessons.append(lesson)
+            for kind in KINDS:
+                expected = generate.make_notebook(project, lesson, kind, costs)
+                problems += _check_notebook(project, project.notebook(kind, path), expected)
+        except LessonError as error:
+            problems.append(str(error))
+    if not numbers:
+        problems += orphans(project)
+        if len(lessons) == len(project.lessons()) and readme_text(project, lessons, costs) is not None:
+            problems.append("README.md: the lesson table is out of step. Run `course sync`.")
+    return problems
+
+
+def sync(project: Project, numbers=(), *, force=False, run=True, report=print, on_cell=None) -> list[Path]:
+    """Write what is out of step and execute what is stale.
+
+    Args:
+        force: execute whether stale or not.
+        run: False writes without executing; outputs that no longer belong to the code are dropped.
+        report: called with a line of text for each file written or executed.
+        on_cell: called with (path of the notebook, index, number of cells, cell) when a cell starts.
+
+    Returns the files written. Raises LessonError when a lesson cannot be generated or a cell fails.
+    """
+    written = []
+
+    def write(path, notebook):
+        if write_notebook(project, path, notebook) and path not in written:
+            written.append(path)
+            report(f"wrote {project.relative(path)}")
+
+    for lesson in [generate.read_lesson(project, path) for path in project.lessons(numbers)]:
+        paths = {kind: project.notebook(kind, lesson.path) for kind in KINDS}
+        if run:
+            for kind in reversed(KINDS):  # the solution first: its minutes and memory go into both headers
+                fresh = generate.make_notebook(project, lesson, kind, read_costs(project))
+                if force or kept_outputs(paths[kind], fresh) is None:
+                    report(f"executing {project.relative(paths[kind])}")
+                    attach_outputs(fresh, _execute(project, lesson, paths[kind], fresh, on_cell))
+                    write(paths[kind], fresh)
+        for kind in KINDS:
+            fresh = generate.make_notebook(project, lesson, kind, read_costs(project))
+            outputs = kept_outputs(paths[kind], fresh)
+            if outputs is not None:
+                attach_outputs(fresh, outputs)
+            write(paths[kind], fresh)
+    written += _sync_readme(project, report)
+    for line in [] if numbers else orphans(project):
+        report(line)
+    return written
+
+
+# --- outputs ----------------------------------------------------------------------------------------------
+
+
+def kept_outputs(path: Path, fresh) -> dict | None:
+    """Outputs by cell id of the notebook at `path` if the code of `fresh` produced them, else None."""
+    if not path.exists():
+        return None
+    try:
+        old = nbformat.read(path, as_version=4)
+    except Exception:  # whatever is wrong with it, it is generated again
+        return None
+    if old.metadata.get("course", {}).get("code") != generate.code_hash(fresh):
+        return None
+    return {cell.get("id"): cell.outputs for cell in old.cells if cell.cell_type == "code"}
+
+
+def attach_outputs(notebook, outputs: dict) -> None:
+    """Put outputs into a generated notebook, normalised, with the marks of the code they belong to."""
+    count = 0
+    hashes = {}
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        count += 1
+        cell.execution_count = count
+        cell.outputs = normalise(outputs.get(cell.id, []), count)
+        if cell.outputs:
+            hashes[cell.id] = outputs_hash(cell.outputs)
+    notebook.metadata.course.code = generate.code_hash(notebook)
+    notebook.metadata.course.outputs = from_dict(hashes)
+
+
+def normalise(outputs, count: int) -> list:
+    """Outputs without stderr and widgets, neighbouring stdout joined, with the cell's execution count."""
+    kept = []
+    for output in outputs:
+        output = from_dict(output)
+        if output.output_type == "stream":
+            if output.name == "stderr":
+                continue
+            if kept and kept[-1].output_type == "stream":
+                kept[-1].text += output.text
+                continue
+        elif output.output_type == "error":
+            output.traceback = []  # paths and colours of this machine; raises-exception cells have these
+        else:
+            if any(mime.startswith("application/vnd.jupyter.widget") for mime in output.data):
+                continue
+            if output.output_type == "execute_result":
+                output.execution_count = count
+        output.pop("transient", None)
+        kept.append(output)
+    return kept
+
+
+def outputs_hash(outputs) -> str:
+    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _execute(project, lesson, path, fresh, on_cell):
+    from authoring.execute import execute
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tell = (lambda *cell: on_cell(path, *cell)) if on_cell else None
+    done = execute(fresh, path.parent, on_cell=tell)
+    if done.error:
+        raise LessonError(lesson.path, None, f"{path.parent.name}: {done.error}\n{done.traceback}")
+    if path.parent.name == "solutions":
+        save_costs(project, lesson.stem, done)
+    return {cell.id: cell.outputs for cell in done.notebook.cells if cell.cell_type == "code"}
+
+
+# --- measured minutes and memory --------------------------------------------------------------------------
+
+
+def read_costs(project: Project) -> dict:
+    """Measured minutes and memory by lesson; {} before the first execution."""
+    return json.loads(project.costs_file.read_text()) if project.costs_file.exists() else {}
+
+
+def save_costs(project: Project, stem: str, execution) -> None:
+    """Note what the execution of a solution took, with machine, versions and date."""
+    from course_utils import measure
+
+    card = dataclasses.asdict(measure.machine_card())
+    took = {"minutes": round(execution.seconds / 60, 2), "peak_gb": round(execution.peak_bytes / 1e9, 2)}
+    with FileLock(Path(tempfile.gettempdir()) / "course-lesson-costs.lock"):  # two lessons may run at once
+        costs = read_costs(project) | {stem: card | took}
+        replace_file(project.costs_file, json.dumps(costs, indent=1, sort_keys=True) + "\n")
+
+
+# --- the README's table -----------------------------------------------------------------------------------
+
+
+def readme_text(project: Project, lessons, costs) -> str | None:
+    """The README with a fresh lesson table, or None when it is already right (or there is no README)."""
+    path = project.root / "README.md"
+    if not path.exists():
+        return None
+    text = path.read_text()
+    if text.count(TABLE_BEGIN) != 1 or text.count(TABLE_END) != 1:
+        raise LessonError("README.md", None, f"needs one {TABLE_BEGIN} and one {TABLE_END}.")
+    before, _, rest = text.partition(TABLE_BEGIN)
+    after = rest.partition(TABLE_END)[2]
+    fresh = f"{before}{TABLE_BEGIN}\n{lesson_table(lessons, costs)}\n{TABLE_END}{after}"
+    return None if fresh == text else fresh
+
+
+def _sync_readme(project, report) -> list[Path]:
+    try:
+        lessons = [generate.read_lesson(project, path) for path in project.lessons()]
+    except LessonError as error:  # somebody else's lesson, when only some were asked for
+        report(f"README.md left as it is: {error}")
+        return []
+    text = readme_text(project, lessons, read_costs(project))
+    if text is None:
+        return []
+    replace_file(project.root / "README.md", text)
+    report("wrote README.md (lesson table)")
+    return [project.root / "README.md"]
+
+
+def lesson_table(lessons, costs) -> str:
+    rows = ["| lesson | minutes | memory | what you measure |", "|---|---|---|---|"]
+    for lesson in lessons:
+        cost = costs.get(lesson.stem)
+        minutes, memory = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
+        name = lesson.title.removeprefix("Lesson ").replace("|", "\\|")
+        goal = lesson.goal.replace("|", "\\|")
+        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {minutes} | {memory} | {goal} |")
+    return "\n".join(rows)
+
+
+# --- checking ---------------------------------------------------------------------------------------------
+
+
+def orphans(project: Project) -> list[str]:
+    """Generated notebooks whose lesson is gone, one line each."""
+    stems = {path.stem for path in project.lessons()}
+    found = [path for kind in KINDS for path in sorted((project.root / kind).glob("*.ipynb"))]
+    text = "no lesson in lessons/ generates it. Remove it."
+    return [f"{project.relative(path)}: {text}" for path in found if path.stem not in stems]
+
+
+def _check_notebook(project, path, expected) -> list[str]:
+    name = str(project.relative(path))
+    if not path.exists():
+        return [f"{name}: missing. Run `course sync`."]
+    text = path.read_text()
+    if len(text.encode()) > generate.SIZE_LIMIT:
+        return [too_large(name, text)]
+    try:
+        found = nbformat.reads(text, as_version=4)
+        ids = [cell.id for cell in found.cells]
+    except Exception as error:
+        return [f"{name}: is no valid notebook ({error}). Run `course sync`."]
+    problems = [f"{name}, {problem}" for problem in _cell_problems(found, expected, ids)]
+    if problems:
+        return problems
+    if "code" not in found.metadata.get("course", {}):
+        return [f"{name}: never executed. Run `course sync`."]
+    if found.metadata.course.code != generate.code_hash(expected):
+        return [f"{name}: not executed since its code changed. Run `course sync`."]
+    outputs = {cell.id: cell.outputs for cell in found.cells if cell.cell_type == "code"}
+    hashes = found.metadata.course.get("outputs", {})
+    edited = [id for id, out in outputs.items() if hashes.get(id) != (outputs_hash(out) if out else None)]
+    if edited:
+        return [f"{name}, cell {id!r}: outputs changed by hand. Run `course sync --force`." for id in edited]
+    attach_outputs(expected, outputs)
+    if generate.to_text(expected) != text:
+        return [f"{name}: its metadata or formatting was changed by hand. Run `course sync`."]
+    return []
+
+
+def _cell_problems(found, expected, ids):
+    wanted = [cell.id for cell in expected.cells]
+    if ids != wanted:
+        for id in wanted:
+            if id not in ids:
+                return [f"cell {id!r}: missing. Run `course sync`."]
+        extra = next((id for id in ids if id not in wanted or ids.count(id) > 1), None)
+        if extra is not None:
+            return [f"cell {extra!r}: not in the lesson. Run `course sync`."]
+        moved = next(have for have, want in zip(ids, wanted, strict=True) if have != want)
+        return [f"cell {moved!r}: not in the lesson's order. Run `course sync`."]
+    problems = []
+    for have, want in zip(found.cells, expected.cells, strict=True):
+        for part in ("cell_type", "source", "metadata"):
+            if have[part] != want[part]:
+                part = part.replace("_", " ")
+                text = f"its {part} is not what the lesson gives. Edit lessons/, then run `course sync`."
+                problems.append(f"cell {want.id!r}: {text}")
+                break
+    return problems
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def write_notebook(project: Project, path: Path, notebook) -> bool:
+    """Write a notebook if its content changed. Raises LessonError when it is too large."""
+    text = generate.to_text(notebook)
+    if len(text.encode()) > generate.SIZE_LIMIT:
+        raise LessonError(project.relative(path), largest_cell(notebook), too_large("", text).lstrip(": "))
+    if path.exists() and path.read_text() == text:
+        return False
+    replace_file(path, text)
+    return True
+
+
+def too_large(name, text) -> str:
+    size, limit = len(text.encode()) / 1e6, generate.SIZE_LIMIT / 1e6
+    return f"{name}: {size:.2f} MB, over the limit of {limit:.1f} MB. Make its pictures smaller."
+
+
+def largest_cell(notebook) -> str:
+    return max(notebook.cells, key=lambda cell: len(json.dumps(cell))).id
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write aside, then rename: an interrupt leaves the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(text)
+        os.replace(aside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            aside.unlink()

@@ -1,0 +1,83 @@
+"""The line that begins every lesson, and the badges above it.
+
+On Colab the line installs this package, pinned to the notebook's own branch or tag, and what the package
+needs. Everywhere else, where the package is already there, it does nothing.
+"""
+
+import importlib.metadata
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+DISTRIBUTION = "llm-inference-course"
+
+# Colab ships these built for its own GPU driver: whatever pip wants, they stay as they are.
+KEEP = ("torch", "torchvision", "torchaudio")
+
+
+def setup_line(repository: str, ref: str) -> str:
+    """Source of the set-up cell, one line, for the repository's address and a branch or tag."""
+    return (
+        'import importlib.util; importlib.util.find_spec("course_utils") or get_ipython().system('
+        f'"pip install -q --no-deps git+{repository}@{ref}"); '
+        "from course_utils import lesson_setup; lesson_setup.prepare()"
+    )
+
+
+def badges(repository: str, ref: str, path: str) -> str:
+    """Markdown of the Colab and Binder badges of the notebook at `path` in the repository."""
+    name = repository.removeprefix("https://github.com/").removesuffix(".git").strip("/")
+    colab = f"https://colab.research.google.com/github/{name}/blob/{ref}/{path}"
+    binder = f"https://mybinder.org/v2/gh/{name}/{ref}?urlpath=lab/tree/{path}"
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
+        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"
+    )
+
+
+def prepare() -> None:
+    """Install on Colab what the package still lacks; do nothing elsewhere, and nothing the second time."""
+    if "google.colab" not in sys.modules:
+        return
+    wanted = missing_requirements()
+    if not wanted:
+        return
+    from course_utils.errors import CourseError
+
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "keep.txt"
+        constraints.write_text(kept_versions())
+        command = [sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints), *wanted]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise CourseError(f"could not install {', '.join(wanted)}: {done.stderr.strip()[-500:]}")
+
+
+def kept_versions() -> str:
+    """Constraints for pip that pin each installed package of `KEEP` to the version it has."""
+    lines = []
+    for name in KEEP:
+        try:
+            lines.append(f"{name}=={importlib.metadata.version(name)}\n")
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return "".join(lines)
+
+
+def missing_requirements() -> list[str]:
+    """This package's requirements, extras left out, that are not installed in a version that will do."""
+    from packaging.requirements import Requirement
+
+    missing = []
+    for text in importlib.metadata.requires(DISTRIBUTION) or []:
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            missing.append(str(requirement))
+    return missing

@@ -1,0 +1,52 @@
+# %% [markdown] name="title"
+# # Lesson 90: A sample
+#
+# You measure a sample,
+# and nothing else.
+#
+# A third paragraph.
+
+# %% name="imports"
+import sys
+import time
+
+sys.path.insert(0, "..")
+import sample_library
+
+from course_utils import exercises
+
+exercises.MODULES["90"] = "sample_exercises"
+print("using", PROFILE, DEVICE, LM or "the embedded model")
+
+# %% [markdown] name="predict"
+# How many bytes do 1000 floats take?
+
+# %% name="predict-bytes" predict="90.bytes" points=1
+### BEGIN SOLUTION
+prediction = 4e3  # bytes
+### END SOLUTION
+
+# %% name="ex-halve" exercise="sample_library:halve" points=2
+
+# %% name="ex-counter" exercise="sample_library:Counter"
+
+# %% name="ex-double" exercise="inline" points=3
+def double(x):
+    """Twice `x`."""
+    ### BEGIN SOLUTION
+    return x + x
+    ### END SOLUTION
+
+
+# %% name="measured" tolerance=0.02
+print(f"mean {sum(sample_library.halve([1.0, 4.0])) / 2:.3f} over  {2} values", file=sys.stdout)
+print("loading", file=sys.stderr)
+
+# %% name="timed" timing=true
+print(f"now {time.time()}")
+
+# %% name="result"
+{"size": 3}
+
+# %% [markdown] name="recap"
+# That was all.
