@@ -174,8 +174,8 @@ class Call:
 class Block:
     """A block, its linear layers, and the inputs that reach it: a tensor [batch, length, hidden] a batch.
 
-    `outputs` are those of the latest statistics pass. `shared` holds the names of the linear layers in calling
-    order, those that read one and the same tensor together.
+    `outputs` are those of the latest statistics pass. `shared` names the linear layers in calling order,
+    those that read one and the same tensor together.
     """
 
     name: str
@@ -372,7 +372,7 @@ class _Stop(Exception):
 
 
 def capture(model: nn.Module, first: nn.Module, batches: list[dict]) -> tuple[list[Tensor], list[Call]]:
-    """Run each batch up to the block `first`: its hidden states [batch, length, hidden] and other arguments."""
+    """Run each batch up to the block `first`: its hidden states [batch, length, hidden] and the rest."""
     inputs, calls = [], []
 
     def stop(_, args, kwargs):

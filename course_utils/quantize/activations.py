@@ -1,0 +1,174 @@
+"""Quantized activations: the inputs of a linear layer in 8 bits, as an integer matrix product needs them.
+
+Weights are known beforehand; activations are not. Their scale is either taken from each token as it comes
+("dynamic") or fixed beforehand from calibration text ("static"). A few input channels of a language model are
+many times larger than the rest and spoil the scale of all others; two cures are here:
+
+LLM.int8()   keeps those channels in floating point (Dettmers et al., arXiv 2208.07339)
+SmoothQuant  moves a factor from them into the weights (Xiao et al., arXiv 2211.10438)
+
+All integers here are on the restricted grid, -(2^(bits-1) - 1) to 2^(bits-1) - 1, as INT8 kernels use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from course_utils.quantize import layerwise
+from course_utils.quantize.layerwise import AbsMax
+
+# ---- one scale a token, or one for all -------------------------------------------------------------------
+
+
+def quantize_per_token(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Dynamic quantization: each token (row) gets the scale that its own largest value asks for.
+
+    x: float [..., in]. Returns whole numbers (as floats) [..., in] and the scale [..., 1]; x is near
+    their product.
+    """
+    edge = 2 ** (bits - 1) - 1
+    absmax = x.abs().amax(dim=-1, keepdim=True)
+    scale = torch.where(absmax > 0, absmax / edge, torch.ones_like(absmax))
+    return torch.round(x / scale), scale
+
+
+def quantize_static(x: Tensor, absmax: float | Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Static quantization: one scale for the whole tensor, fixed beforehand; larger values are clipped.
+
+    x: float [..., in]. absmax: largest |value| in the calibration text. Returns whole numbers (as floats)
+    [..., in] and the scale, a tensor of one number.
+    """
+    edge = 2 ** (bits - 1) - 1
+    scale = torch.as_tensor(absmax, dtype=x.dtype, device=x.device) / edge
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return torch.round(x / scale).clamp(-edge, edge), scale
+
+
+def int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer with both sides in 8 bits: x per token, weight [out, in] per row.
+
+    The product is taken between whole numbers and scaled once at the end. A GPU or CPU kernel does the same
+    in INT8 with INT32 sums; here the whole numbers are floats, so that it runs anywhere. Returns [..., out].
+    """
+    xq, x_scale = quantize_per_token(x)
+    wq, w_scale = quantize_per_token(weight)
+    y = F.linear(xq, wq) * x_scale * w_scale.squeeze(-1)
+    return y if bias is None else y + bias
+
+
+# ---- LLM.int8() ------------------------------------------------------------------------------------------
+
+
+def split_outliers(
+    x: Tensor, weight: Tensor, threshold: float = 6.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Split a product x W^T at the input channels where some token reaches |x| >= threshold.
+
+    x: float [..., in], weight: float [out, in]. Returns (x without those channels, weight without them, x of
+    those channels alone, weight of those channels alone). Channels keep their order, so that
+    x W^T = first @ second^T + third @ fourth^T. (LLM.int8(), section 3.2; bitsandbytes compares with >=.)
+    """
+    outlier = (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(dim=0)
+    return x[..., ~outlier], weight[:, ~outlier], x[..., outlier], weight[:, outlier]
+
+
+def llm_int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, threshold: float = 6.0) -> Tensor:
+    """LLM.int8(): outlier channels are multiplied in floating point, the others in 8 bits. Returns [..., out]."""
+    x_regular, w_regular, x_outlier, w_outlier = split_outliers(x, weight, threshold)
+    if x_regular.shape[-1] == 0:
+        return F.linear(x, weight, bias)
+    return int8_linear(x_regular, w_regular, bias) + F.linear(x_outlier, w_outlier)
+
+
+# ---- SmoothQuant -----------------------------------------------------------------------------------------
+
+
+def smoothing_scale(x_absmax: Tensor, w_absmax: Tensor, alpha: float = 0.5) -> Tensor:
+    """SmoothQuant's factor for each input channel: s = x_absmax^alpha / w_absmax^(1 - alpha), at least 1e-5.
+
+    x_absmax, w_absmax: float [in], the largest |activation| and |weight| of each input channel, both taken as
+    at least 1e-5. Dividing activations and multiplying weights by s leaves the product as it is. alpha = 1
+    moves the whole difficulty to the weights; alpha = 0.5 gives both sides the same largest value (equation 4).
+    """
+    x_absmax, w_absmax = x_absmax.clamp(min=1e-5), w_absmax.clamp(min=1e-5)
+    return (x_absmax**alpha / w_absmax ** (1 - alpha)).clamp(min=1e-5)
+
+
+def fold_into_norm(norm: nn.Module, linears: list[nn.Linear], scale: Tensor) -> None:
+    """Divide a norm's output by scale [in] and multiply the weights that read it: nothing else changes.
+
+    The linear layers must be the norm's only readers (`layerwise.norm_readers`).
+    """
+    with torch.no_grad():
+        norm.weight.div_(scale)
+        if getattr(norm, "bias", None) is not None:
+            norm.bias.div_(scale)
+        for linear in linears:
+            linear.weight.mul_(scale)
+
+
+def smooth(model: nn.Module, statistics: dict[str, AbsMax], alpha: float = 0.5) -> dict[str, Tensor]:
+    """Apply SmoothQuant to a Llama-style model in place: the model computes what it did before.
+
+    statistics: AbsMax of each layer's input, from layerwise.collect_statistics(model, tokens, AbsMax).
+    Layers that read a norm (q, k, v; gate, up) are smoothed; o and down read no norm and stay as they are.
+    Returns the largest |activation| to expect at each layer's input afterwards, by full name: float [in].
+    Raises ValueError when alpha is not from 0 to 1, or when the model's norms have other readers.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
+    expected = {name: statistic.absmax for name, statistic in statistics.items()}
+    for block_name, block in layerwise.find_blocks(model):
+        for norm, linears in layerwise.norm_readers(block):
+            x_absmax = expected[f"{block_name}.{next(iter(linears))}"]
+            weights = torch.cat([linear.weight for linear in linears.values()])
+            scale = smoothing_scale(x_absmax, weights.detach().abs().amax(dim=0), alpha)
+            fold_into_norm(norm, list(linears.values()), scale)
+            expected.update({f"{block_name}.{name}": x_absmax / scale for name in linears})
+    return expected
+
+
+# ---- trying it on a whole model --------------------------------------------------------------------------
+
+
+@contextmanager
+def linear_calls(model: nn.Module, call: Callable[[str, nn.Linear, Tensor], Tensor]) -> Iterator[None]:
+    """Inside the block, every linear layer of the model's blocks computes call(full name, layer, x) instead.
+
+        with linear_calls(model, lambda name, layer, x: llm_int8_linear(x, layer.weight, layer.bias)):
+            measure.perplexity(model, tokens)
+    """
+    layers = layerwise.block_linears(model)
+    try:
+        for name, layer in layers.items():
+            layer.forward = partial(call, name, layer)
+        yield
+    finally:
+        for layer in layers.values():
+            layer.__dict__.pop("forward", None)
+
+
+def dynamic_call(name: str, layer: nn.Linear, x: Tensor) -> Tensor:
+    """For `linear_calls`: inputs per token in 8 bits, weights as they are."""
+    xq, scale = quantize_per_token(x)
+    return F.linear(xq * scale, layer.weight, layer.bias)
+
+
+def static_call(absmax: dict[str, Tensor]) -> Callable[[str, nn.Linear, Tensor], Tensor]:
+    """For `linear_calls`: inputs in 8 bits by one fixed scale a layer, weights as they are.
+
+    absmax: largest |input| of each layer by full name; a tensor [in] counts by its largest entry.
+    """
+    largest = {name: value.max() for name, value in absmax.items()}
+
+    def call(name: str, layer: nn.Linear, x: Tensor) -> Tensor:
+        xq, scale = quantize_static(x, largest[name])
+        return F.linear(xq * scale, layer.weight, layer.bias)
+
+    return call

@@ -1,0 +1,140 @@
+"""A linear layer that really stores packed integers.
+
+Fake quantization keeps a float for every weight: it shows the error, it saves nothing. Here the integers are
+packed bit by bit into bytes (two 4-bit integers in one byte, eight 3-bit integers in three bytes), beside
+their scales. The forward pass unpacks, dequantizes and multiplies: small in memory, but without a kernel that
+unpacks inside the matrix product it is no faster than a float layer, and usually slower.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from course_utils.quantize import affine, layerwise
+from course_utils.quantize.affine import Quantized, Scheme
+
+
+def pack(values: Tensor, bits: int) -> Tensor:
+    """Pack unsigned integers of `bits` bits, low bits first, into uint8 [rows, bytes].
+
+    values: integers [rows, n] from 0 to 2^bits - 1. The n integers of a row follow each other without gaps;
+    the last bytes are filled with zeros. Raises ValueError for a value that needs more bits.
+    """
+    if values.numel() and (values.min() < 0 or values.max() > 2**bits - 1):
+        raise ValueError(f"values must be from 0 to {2**bits - 1} to fit into {bits} bits, "
+                         f"got {values.min().item()} to {values.max().item()}")
+    per_word, bytes_per_word = _word(bits)
+    values = F.pad(values.long(), (0, -values.shape[1] % per_word))
+    shifts = bits * torch.arange(per_word, device=values.device)
+    words = (values.reshape(len(values), -1, per_word) << shifts).sum(-1, keepdim=True)
+    shifts = 8 * torch.arange(bytes_per_word, device=values.device)
+    return ((words >> shifts) & 255).to(torch.uint8).reshape(len(values), -1)
+
+
+def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
+    """The first n integers of each row of `pack`'s result: uint8 [rows, n]."""
+    if bits == 8:
+        return packed[:, :n]
+    per_word, bytes_per_word = _word(bits)
+    dtype = torch.uint8 if bytes_per_word == 1 else torch.int64
+    shifts = 8 * torch.arange(bytes_per_word, device=packed.device, dtype=dtype)
+    words = (packed.reshape(len(packed), -1, bytes_per_word).to(dtype) << shifts).sum(-1, True, dtype=dtype)
+    shifts = bits * torch.arange(per_word, device=packed.device, dtype=dtype)
+    values = (words >> shifts) & (2**bits - 1)
+    return values.to(torch.uint8).reshape(len(packed), -1)[:, :n]
+
+
+def _word(bits: int) -> tuple[int, int]:
+    """The fewest integers that fill whole bytes, and how many bytes: 4 bits (2, 1), 3 bits (8, 3)."""
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits must be from 1 to 8, got {bits}")
+    per_word = 8 // math.gcd(8, bits)
+    return per_word, per_word * bits // 8
+
+
+class QuantLinear(nn.Module):
+    """y = x W^T + b with W [out, in] stored as packed integers.
+
+    Buffers: `packed` uint8 [out, ceil(in * bits / 8)]; `scale` of scheme.scale_dtype [out, groups], [1, 1] per
+    tensor; for an asymmetric scheme `packed_zero` uint8, the zero points packed in the same way.
+    Symmetric integers are stored with 2^(bits-1) added, so that they are never negative.
+    forward: x float [..., in] -> [..., out] in x's dtype.
+    """
+
+    def __init__(self, in_features: int, out_features: int, scheme: Scheme, bias: bool = False) -> None:
+        super().__init__()
+        affine.check_group(scheme, in_features)
+        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        groups = 1 if scheme.group in (None, "tensor") else in_features // scheme.group
+        self.scale_shape = (1, 1) if scheme.group == "tensor" else (out_features, groups)
+        self.register_buffer("packed", pack(torch.zeros(out_features, in_features), scheme.bits))
+        self.register_buffer("scale", torch.ones(self.scale_shape, dtype=scheme.scale_dtype))
+        if not scheme.symmetric:
+            self.register_buffer("packed_zero", pack(torch.zeros(self.scale_shape), scheme.bits))
+        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, scheme: Scheme, clip_search: bool = False) -> QuantLinear:
+        """Round a linear layer's weight to nearest and pack it. Errors as in affine.quantize."""
+        return cls.from_quantized(affine.quantize(linear.weight, scheme, clip_search), linear.bias)
+
+    @classmethod
+    def from_quantized(cls, quantized: Quantized, bias: Tensor | None = None) -> QuantLinear:
+        """Pack integers that some method chose (GPTQ, AWQ, ...)."""
+        scheme = quantized.scheme
+        out_features, in_features = quantized.q.shape
+        layer = cls(in_features, out_features, scheme, bias is not None).to(quantized.q.device)
+        layer.packed.copy_(pack(quantized.q.int() - scheme.qmin, scheme.bits))
+        layer.scale.copy_(quantized.scale)
+        if not scheme.symmetric:
+            layer.packed_zero.copy_(pack(quantized.zero, scheme.bits))
+        if bias is not None:
+            layer.bias = bias.detach().clone()
+        return layer
+
+    def quantized(self, dtype: torch.dtype = torch.float32) -> Quantized:
+        """The stored integers, scales and zero points. dtype: what `affine.dequantize` gives back."""
+        q = unpack(self.packed, self.scheme.bits, self.in_features)
+        if self.scheme.symmetric:
+            q = (q.to(torch.int16) + self.scheme.qmin).to(torch.int8)
+            zero = torch.zeros(self.scale_shape, device=q.device)
+        else:
+            zero = unpack(self.packed_zero, self.scheme.bits, self.scale_shape[1]).float()
+        return Quantized(q, self.scale.float(), zero, self.scheme, dtype)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight [out, in] that the layer stands for."""
+        return affine.dequantize(self.quantized(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.dequantize(x.dtype), bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.scheme}"
+
+
+def replace_linears(
+    model: nn.Module, scheme: Scheme, clip_search: bool = False, progress: bool = True
+) -> dict[str, QuantLinear]:
+    """Put a QuantLinear in place of every linear layer of the model's blocks; returns them by full name.
+
+    Embedding, norms and output layer stay as they are. All layers are checked before the first is replaced.
+    """
+    linears = layerwise.block_linears(model)
+    for name, linear in linears.items():
+        try:
+            affine.check_weight(linear.weight)
+            affine.check_group(scheme, linear.in_features)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
+    packed = {}
+    for name, linear in tqdm(linears.items(), "packing", leave=False, disable=not progress, delay=2):
+        packed[name] = QuantLinear.from_linear(linear, scheme, clip_search)
+        model.set_submodule(name, packed[name])
+    return packed
