@@ -53,6 +53,104 @@ def sync(
         typer.echo("Nothing to do.")
 
 
+Profile = Annotated[str | None, typer.Option(help="cpu or gpu")]
+Model = Annotated[str | None, typer.Option(help="a model of the hub or a folder, not the embedded one")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
+
+
+def parameters(profile, lm, device) -> dict:
+    """papermill parameters: those that were given."""
+    if profile not in (None, "cpu", "gpu"):
+        raise ValueError(f"--profile must be cpu or gpu, is {profile!r}.")
+    given = {"PROFILE": profile, "LM": lm, "DEVICE": device}
+    return {name: value for name, value in given.items() if value}
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    lessons: Numbers = None,
+    notebooks: Annotated[bool, typer.Option("--notebooks", help="your own, not solutions/")] = False,
+    profile: Profile = None,
+    lm: Model = None,
+    device: Device = None,
+    offline: Annotated[bool, typer.Option("--offline", help="let no connection leave this machine")] = False,
+):
+    """Run lessons end to end into runs/ and print minutes, memory and exercises passed."""
+    from authoring.run import main as work
+
+    kind = "notebooks" if notebooks else "solutions"
+    given = parameters(profile, lm, device)
+    raise typer.Exit(work(context.obj, lessons or (), kind=kind, parameters=given, offline=offline))
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    lessons: Numbers = None,
+    profile: Profile = None,
+    lm: Model = None,
+    device: Device = None,
+):
+    """Execute solutions/ again and compare with their kept outputs, each cell within its tolerance."""
+    from authoring.verify import verify as work
+
+    raise typer.Exit(work(context.obj, lessons or (), parameters(profile, lm, device)))
+
+
+@app.command()
+def grade(
+    context: typer.Context,
+    submissions: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
+    csv: Annotated[Path | None, typer.Option(help="write points here")] = None,
+    feedback: Annotated[Path | None, typer.Option(help="write an HTML page for each submission here")] = None,
+    timeout: Annotated[int, typer.Option(help="seconds a cell may take")] = 300,
+):
+    """Grade submitted notebooks with nbgrader's rules, without a gradebook."""
+    from authoring.grade import main as work
+
+    raise typer.Exit(work(context.obj, submissions, csv_path=csv, feedback=feedback, timeout=timeout))
+
+
+@app.command(name="list")
+def list_lessons(context: typer.Context):
+    """List the lessons: minutes, memory, what you measure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from authoring.generate import read_lesson
+    from authoring.sync import read_costs
+
+    costs = read_costs(context.obj)
+    table = Table("lesson", "minutes", "memory", "what you measure")
+    for path in context.obj.lessons():
+        lesson = read_lesson(context.obj, path)
+        cost = costs.get(lesson.stem)
+        took = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
+        table.add_row(lesson.stem, *took, lesson.goal)
+    Console().print(table)
+
+
+@app.command()
+def fetch():
+    """Download and convert the embedded model and the texts, once."""
+    from course_utils import data, models
+
+    models.prepare()
+    data.prepare()
+
+
+@app.command()
+def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None):
+    """Run side-by-side measurements and keep them in recorded/."""
+    from authoring.bench import main as work
+
+    raise typer.Exit(work(names or ()))
+
+
+# Subcommands with modules of their own are added here: app.add_typer(..., name="...").
+
+
 def main():
     """Entry point: errors that a user can mend are one line, not a traceback."""
     from course_utils.errors import CourseError
@@ -60,8 +158,15 @@ def main():
     try:
         app()
     except (ValueError, CourseError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(1) from None
+        message = str(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("jupytext", "nbgrader", "pytest"):
+            raise
+        message = f"{error}. Authors and instructors install more: pip install -e '.[author]'"
+    else:
+        return
+    typer.echo(f"error: {message}", err=True)
+    raise SystemExit(1)
 
 
 if __name__ == "__main__":

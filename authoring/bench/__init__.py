@@ -1,0 +1,77 @@
+"""Side-by-side measurements: `course bench` runs them, prints their tables and keeps them in recorded/.
+
+A bench is a module of this package with
+
+    TITLE = "one line that says what is compared"
+    RATIO_OF = "seconds"        # optional: this column, divided by its value in the first row, is shown too
+    def bench() -> list[dict]:  # one row for each thing compared, all with the same keys
+
+Figures of one bench are measured in one run, one after the other, and read as ratios.
+"""
+
+import importlib
+import pkgutil
+
+
+def names() -> list[str]:
+    """Names of all benches."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def load(name: str):
+    """The bench's module. Raises ValueError for an unknown name or a module that is no bench."""
+    if name not in names():
+        raise ValueError(f"no bench {name!r}: there are {', '.join(names()) or 'none'}.")
+    module = importlib.import_module(f"{__name__}.{name}")
+    for needed in ("TITLE", "bench"):
+        if not hasattr(module, needed):
+            raise ValueError(f"authoring/bench/{name}.py has no {needed}.")
+    return module
+
+
+def with_ratio(rows: list[dict], column: str | None) -> list[dict]:
+    """Rows with a column "ratio": `column` divided by its value in the first row."""
+    if not column or not rows:
+        return rows
+    base = rows[0][column]
+    return [row | {"ratio": row[column] / base} for row in rows]
+
+
+def main(chosen=()) -> int:
+    """Run the benches (all when none is chosen), print tables, write recorded/bench_<name>.json."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from course_utils import measure, records
+
+    console = Console()
+    modules = {name: load(name) for name in chosen or names()}
+    if not modules:
+        console.print("There is no bench in authoring/bench/.")
+        return 0
+    console.print(str(measure.machine_card()), markup=False, highlight=False)
+    failed = False
+    for name, module in modules.items():
+        try:
+            with console.status(f"{name}: {module.TITLE}"):
+                rows = with_ratio(module.bench(), getattr(module, "RATIO_OF", None))
+        except Exception as error:  # one engine missing must not hide the others' figures
+            console.print(f"{name}: failed with {type(error).__name__}: {error}", markup=False)
+            failed = True
+            continue
+        table = Table(title=module.TITLE)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        for column in columns:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*(_figure(row.get(column, "")) for column in columns))
+        console.print(table)
+        path = records.save(f"bench_{name}", {"title": module.TITLE, "rows": rows})
+        console.print(f"written to {path}", markup=False)
+    return int(failed)
+
+
+def _figure(value) -> str:
+    if isinstance(value, bool | str) or value is None:
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

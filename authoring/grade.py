@@ -1,0 +1,219 @@
+"""Grade submitted notebooks as nbgrader does, without its gradebook.
+
+Each locked cell is put back as it was released, the notebook is executed as nbgrader executes it, and
+nbgrader's own `determine_grade` gives the points.
+"""
+
+import copy
+import csv
+import dataclasses
+import os
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbgrader.utils import determine_grade
+from nbgrader.utils import setenv as with_environment
+
+from authoring import generate, sync
+from authoring.project import Project
+from authoring.run import exercise_statuses
+
+
+@dataclasses.dataclass
+class Grade:
+    """Points of one submission. `cells` maps grade id to (points, maximum); `notes` says what was odd."""
+
+    submission: Path
+    lesson: str = ""
+    cells: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    error: str = ""
+    notebook: object = None
+
+    @property
+    def points(self) -> float:
+        return sum(points for points, _ in self.cells.values())
+
+    @property
+    def maximum(self) -> float:
+        return sum(maximum for _, maximum in self.cells.values())
+
+
+def grade(project: Project, submission: Path, *, timeout=300) -> Grade:
+    """Grade one submitted notebook; `timeout` is the time in seconds each cell may take.
+
+    Never raises for what a submission holds: see `Grade.error`.
+    """
+    result = Grade(Path(submission))
+    try:
+        notebook = nbformat.read(submission, as_version=4)
+        result.lesson = lesson_of(notebook, submission)
+        release = released(project, result.lesson)
+    except Exception as error:
+        result.error = f"not graded: {' '.join(str(error).split())[:200]}"
+        return result
+    result.notes = restore(notebook, release)
+    notebook.metadata.kernelspec = copy.deepcopy(release.metadata.kernelspec)
+    # nbgrader's variable makes a failed check raise; a cell that takes too long is interrupted, not fatal.
+    client = NotebookClient(
+        notebook,
+        timeout=timeout,
+        allow_errors=True,
+        interrupt_on_timeout=True,
+        kernel_name="python3",
+        error_on_timeout=TIMED_OUT,
+        resources={"metadata": {"path": str(project.root / "notebooks")}},
+        extra_arguments=["--log-level=CRITICAL"],
+    )
+    try:
+        with with_environment(NBGRADER_EXECUTION="autograde"):
+            client.execute()
+    except Exception as error:  # the kernel died: what ran before counts, what did not run has no points
+        result.notes.append(f"the kernel stopped: {' '.join(str(error).split())[:200]}")
+    _score(notebook, result)
+    result.notebook = notebook
+    return result
+
+
+TIMED_OUT = {
+    "output_type": "error",
+    "ename": "TimeoutError",
+    "evalue": "the cell took too long",
+    "traceback": [],
+}
+
+
+def lesson_of(notebook, path) -> str:
+    """The lesson a submission belongs to: as its metadata says, or its file name."""
+    return notebook.metadata.get("course", {}).get("lesson") or Path(path).stem
+
+
+def released(project: Project, stem: str):
+    """The learner's notebook as generated now. Raises ValueError for an unknown lesson."""
+    paths = [path for path in project.lessons() if path.stem == stem]
+    if not paths:
+        raise ValueError(f"no lesson {stem!r} in lessons/")
+    lesson = generate.read_lesson(project, paths[0])
+    return generate.make_notebook(project, lesson, "notebooks", sync.read_costs(project))
+
+
+def restore(notebook, release) -> list[str]:
+    """Put locked cells of `release` back into a submission, in place, and note what had been changed.
+
+    Cells with a grade id that the release does not know lose their nbgrader metadata.
+    """
+    notes = []
+    official = {_id(cell): cell for cell in release.cells if _id(cell)}
+    kept, seen = [], set()
+    for cell in notebook.cells:
+        name = _id(cell)
+        if name is None or name not in official:
+            if name is not None:
+                notes.append(f"unknown cell {name}: does not count")
+                del cell.metadata["nbgrader"]
+            kept.append(cell)
+            continue
+        if name in seen:
+            notes.append(f"duplicated cell {name}: the first one counts")
+            del cell.metadata["nbgrader"]
+            if not official[name].metadata.nbgrader.locked:
+                kept.append(cell)
+            continue
+        seen.add(name)
+        if official[name].metadata.nbgrader.locked:
+            if cell.source != official[name].source or cell.cell_type != official[name].cell_type:
+                notes.append(f"changed check {name}: put back")
+            cell = copy.deepcopy(official[name])
+        else:
+            cell.metadata["nbgrader"] = copy.deepcopy(official[name].metadata.nbgrader)
+        kept.append(cell)
+    for position, name in enumerate(official):
+        if name not in seen:
+            kind = "check" if official[name].metadata.nbgrader.locked else "answer"
+            notes.append(f"missing {kind} {name}" + (": put back" if kind == "check" else ""))
+            if kind == "check":
+                kept.insert(_place(kept, list(official)[:position]), copy.deepcopy(official[name]))
+    notebook.cells = kept
+    return notes
+
+
+def _id(cell):
+    mark = cell.metadata.get("nbgrader", {})
+    return mark.get("grade_id") if mark.get("grade") or mark.get("solution") or mark.get("locked") else None
+
+
+def _place(cells, before):
+    """Index after the last cell whose grade id is in `before`; the end when there is none."""
+    places = [n for n, cell in enumerate(cells) if _id(cell) in before]
+    return places[-1] + 1 if places else len(cells)
+
+
+def _score(notebook, result):
+    for cell in notebook.cells:
+        if not cell.metadata.get("nbgrader", {}).get("grade"):
+            continue
+        name = cell.metadata.nbgrader.grade_id
+        points, maximum = determine_grade(cell)
+        ran = cell.execution_count is not None
+        # A check that ran without an error has shown "passed": anything else means that it was bypassed.
+        passed = "passed" in exercise_statuses(_only(cell)).values()
+        if points and ran and not passed:
+            result.notes.append(f"check {name} did not run as released: no points")
+        result.cells[name] = (points if points and ran and passed else 0.0, maximum)
+
+
+def _only(cell):
+    return nbformat.v4.new_notebook(cells=[cell])
+
+
+def write_csv(grades: list[Grade], path: Path) -> None:
+    """One line for each graded cell of each submission."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["submission", "lesson", "cell", "points", "maximum", "notes"])
+        for graded in grades:
+            notes = "; ".join([graded.error] * bool(graded.error) + graded.notes)
+            for name, (points, maximum) in graded.cells.items() or [("", ("", ""))]:
+                writer.writerow([graded.submission, graded.lesson, name, points, maximum, notes])
+
+
+def write_feedback(grades: list[Grade], folder: Path) -> None:
+    """An HTML page for each submission: its points, then the executed notebook."""
+    from nbconvert import HTMLExporter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for graded in grades:
+        if graded.notebook is None:
+            continue
+        lines = [f"# {graded.points:g} of {graded.maximum:g} points", ""]
+        lines += [f"- {name}: {got:g} of {most:g}" for name, (got, most) in graded.cells.items()]
+        lines += [f"- note: {note}" for note in graded.notes]
+        page = copy.deepcopy(graded.notebook)
+        page.cells.insert(0, nbformat.v4.new_markdown_cell("\n".join(lines), id="grade"))
+        html, _ = HTMLExporter().from_notebook_node(page)
+        sync.replace_file(folder / f"{graded.submission.stem}.html", html)
+
+
+def main(project: Project, submissions: list[Path], *, csv_path=None, feedback=None, timeout=300) -> int:
+    """Grade, print a table, write what was asked for; exit code 1 when a submission could not be graded."""
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    grades = [
+        grade(project, submission, timeout=timeout)
+        for submission in track(submissions, description="grading", transient=True)
+    ]
+    shown = Table("submission", "lesson", "points", "notes")
+    for graded in grades:
+        points = "-" if graded.error else f"{graded.points:g}/{graded.maximum:g}"
+        notes = "\n".join([graded.error] * bool(graded.error) + graded.notes)
+        shown.add_row(str(graded.submission), graded.lesson, points, notes)
+    width = None if Console().is_terminal else max(140, int(os.environ.get("COLUMNS", 0)))
+    Console(width=width, markup=False).print(shown)
+    if csv_path:
+        write_csv(grades, csv_path)
+    if feedback:
+        write_feedback(grades, feedback)
+    return int(any(graded.error for graded in grades))

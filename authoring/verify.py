@@ -1,0 +1,112 @@
+"""nbval plug-in: compare a notebook's numbers with the tolerance that each cell states.
+
+    pytest --nbval -p authoring.verify solutions/
+
+A cell with metadata ``{"course": {"tolerance": 0.02, "atol": 0.001}}`` passes when each printed number is
+within ``atol + tolerance * |reference|`` of the kept one and everything around the numbers is the same,
+whitespace aside. All other cells are compared by nbval as they are, byte by byte.
+"""
+
+import contextlib
+import re
+import subprocess
+import sys
+from itertools import zip_longest
+
+import pytest
+from nbformat.notebooknode import from_dict
+from nbval.plugin import IPyNbCell
+
+# A number not glued to a word before it: 26.5, -1e-3, 134,515,008, 3.2x; not the 8 of INT8.
+NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+def within(reference: str, text: str, tolerance: float, atol: float = 0.0) -> bool:
+    """True when two texts are the same but for numbers that are close and runs of whitespace."""
+    if _words(reference) != _words(text):
+        return False
+    pairs = zip(_numbers(reference), _numbers(text), strict=True)
+    return all(abs(new - old) <= atol + tolerance * abs(old) for old, new in pairs)
+
+
+def _words(text):
+    return " ".join(NUMBER.sub(" # ", text).split())
+
+
+def _numbers(text):
+    return [float(found.replace(",", "").replace("−", "-")) for found in NUMBER.findall(text)]
+
+
+@pytest.hookimpl
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if isinstance(item, IPyNbCell):
+            item.compare_outputs = _tolerant(item)
+
+
+@pytest.hookimpl
+def pytest_runtest_setup(item):
+    if isinstance(item, IPyNbCell) and item.options["check"] and item.cell.execution_count is None:
+        pytest.fail(f"cell {item.cell.get('id')!r} was never executed, so nothing is compared", pytrace=False)
+
+
+def _tolerant(item):
+    """nbval's comparison, after numbers within the cell's tolerance were replaced by the kept ones."""
+    compare = item.compare_outputs
+    course = item.cell.metadata.get("course", {})
+
+    def compare_outputs(test, reference, skip_compare=None):
+        test = [from_dict(o) for o in test if o.get("name") != "stderr"]
+        reference = [o for o in reference if o.get("name") != "stderr"]
+        if "tolerance" in course or "atol" in course:
+            for new, old in zip_longest(test, reference):
+                if new and old:
+                    _soften(old, new, course.get("tolerance", 0.0), course.get("atol", 0.0))
+        return compare(test, reference, skip_compare)
+
+    return compare_outputs
+
+
+def _soften(old, new, tolerance, atol):
+    """Where `new` agrees with `old` within the tolerance, make it equal."""
+    for place_old, place_new in ((old, new), (old.get("data", {}), new.get("data", {}))):
+        for key in place_old.keys() & place_new.keys():
+            texts = place_old[key], place_new[key]
+            if key != "output_type" and all(isinstance(t, str) for t in texts):
+                if within(*texts, tolerance, atol):
+                    place_new[key] = place_old[key]
+
+
+def verify(project, numbers=(), parameters=None) -> int:
+    """Execute solutions and compare their outputs with the kept ones; pytest's exit code.
+
+    `parameters` (such as {"DEVICE": "cuda"}) replace those of the notebooks' parameters cell.
+    """
+    from authoring.project import select
+
+    files = select(sorted((project.root / "solutions").glob("*.ipynb")), numbers)
+    if not files:
+        raise ValueError("there is nothing in solutions/: run `course sync` first.")
+    with contextlib.ExitStack() as stack:
+        if parameters:
+            files = [stack.enter_context(_with_parameters(file, parameters)) for file in files]
+        command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "authoring.verify"]
+        command += ["-p", "no:cacheprovider", "--rootdir", str(project.root), "-q", *map(str, files)]
+        return subprocess.run(command, cwd=project.root).returncode
+
+
+@contextlib.contextmanager
+def _with_parameters(file, parameters):
+    """A copy beside `file`, for the block, whose parameters cell ends in these assignments."""
+    import nbformat
+
+    notebook = nbformat.read(file, as_version=4)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
+    aside = file.with_name(f".verify-{file.name}")
+    nbformat.write(notebook, aside)
+    try:
+        yield aside
+    finally:
+        aside.unlink()
