@@ -110,7 +110,7 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> tuple[Tensor, floa
 
     Row j of U, divided by U[j, j], is the step of the Optimal Brain Quantizer for column j when columns
     0 ... j-1 are already rounded: all downdates of the inverse in one decomposition.
-    When H is too close to singular for float32, the damping is raised tenfold, with a warning, until it works.
+    If H is too close to singular for float32, the damping is raised tenfold, with a warning, until it works.
     """
     mean = hessian.diagonal().mean()
     while True:
@@ -196,7 +196,7 @@ def gptq(
         for left in range(start, start + group, BLOCK):
             right = min(left + BLOCK, start + group)
             q[:, left:right], errors = _round_block(
-                work[:, left:right], factor[left:right, left:right], scale.squeeze(1), zero.squeeze(1), scheme)
+                work[:, left:right], factor[left:right, left:right], scale[:, 0], zero[:, 0], scheme)
             # Far columns are not needed inside the block: one matrix product for all its columns.
             work[:, right:] -= errors @ factor[left:right, right:]
         scales.append(scale)
@@ -256,7 +256,7 @@ def _check(weight: Tensor, hessian: Tensor, scheme: Scheme, order: str, damping:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One linear layer. Errors are `output_error` on the calibration text, as a share of the output's energy."""
+    """One linear layer. Errors: `output_error` on the calibration text, as a share of the output's energy."""
 
     name: str
     nearest_error: float
