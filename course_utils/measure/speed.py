@@ -209,14 +209,14 @@ class Bandwidth:
 def bandwidth(device="cpu", nbytes=None, repeats=7):
     """Measure how fast this device reads memory.
 
-    Reads a float32 tensor of `nbytes` bytes (default 512 MiB, on a GPU 2 GiB: far more than any cache)
+    Reads a float32 tensor of `nbytes` bytes (default 256 MiB, on a GPU 2 GiB: far more than any cache)
     by several reductions and keeps the fastest pass, as the STREAM benchmark does: a limit is what the
     machine can do, not what it does on average.
 
     Returns a Bandwidth. Raises ValueError when nbytes is under 1 MB.
     """
     device = torch.device(device)
-    nbytes = nbytes or (512 if device.type == "cpu" else 2048) * 2**20
+    nbytes = nbytes or (256 if device.type == "cpu" else 2048) * 2**20
     if nbytes < 1e6:
         raise ValueError(f"nbytes must be at least 1,000,000, not {nbytes}: caches hold a small tensor")
     x = torch.ones(nbytes // 8 * 2, device=device)  # written once, so every page really exists

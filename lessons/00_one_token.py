@@ -1,0 +1,672 @@
+# %% [markdown] name="title" goal="The bytes, operations and seconds of one token, and how good the model is"
+# # Lesson 00: What does one token cost?
+#
+# A language model writes one small piece of text at a time. What does each piece cost: how many bytes,
+# how many operations, how many seconds? And which of the three is the one to save?
+#
+# You will count the parameters of a real model, weigh it, time it, find what its speed is limited by, and
+# measure how good it is. Every later lesson makes something smaller or faster, and uses these
+# measurements to say by how much, and at what loss.
+#
+# You need to know Python and what a matrix product is. Terms of the field are explained where they first
+# appear, in **bold**.
+
+# %% name="imports"
+import math
+import time
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from course_utils import costs, data, measure, models, plots
+
+plots.style()
+
+# %% [markdown] name="machine-text"
+# Timings mean nothing without the machine they were taken on. This is yours:
+
+# %% name="machine" timing=true
+print(measure.machine_card())
+
+# %% [markdown] name="model-text"
+# ## From text to numbers and back
+#
+# The model of this course is SmolLM2-135M-Instruct, a small relative of the models behind chat
+# assistants. It is small enough to run on two processor cores. Apart from its size it is built like the
+# large ones.
+#
+# A model does not read letters. A **tokenizer** cuts the text into **tokens**, pieces from a fixed list,
+# the **vocabulary**, and hands over their places in the list. A frequent word is one token, a rare one
+# several.
+
+# %% name="load"
+model, tokenizer = models.load_lm(LM, device=DEVICE)
+ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"].to(DEVICE)
+for token in ids[0].tolist():
+    print(f"{token:6d}  {tokenizer.decode([token])!r}")
+print(f"The vocabulary has {model.config.vocab_size:,} tokens.")
+
+# %% [markdown] name="logits-text"
+# For each position the model answers with one number per vocabulary entry: how much it likes that token
+# as the next one. These numbers are called **logits**. The function *softmax* turns them into
+# probabilities that sum to one.
+
+# %% name="logits" atol=0.005
+calls = []  # seconds of each call: we come back to them when it is about time
+with torch.inference_mode():
+    for _ in range(3):
+        start = time.perf_counter()
+        logits = model(ids).logits  # [texts, positions, vocabulary]
+        measure.synchronize()
+        calls.append(time.perf_counter() - start)
+print("shape of the logits:", list(logits.shape))
+probabilities = torch.softmax(logits[0, -1].float(), dim=-1)
+for p, token in zip(*(x.tolist() for x in probabilities.topk(4)), strict=True):
+    print(f"{p:.2f}  {tokenizer.decode([token])!r}")
+
+# %% [markdown] name="predict-bytes-text"
+# ## How many bytes?
+#
+# A **parameter** is one of the numbers that training has set. They are what fills the memory. The name
+# says 135M: about 135 million of them. Here they are stored as **FP32**, floating-point numbers of 32
+# bits; lesson 01 takes such formats apart.
+#
+# **Predict first.** How many bytes do the parameters take? Write a number; 5 % off is close enough. A
+# guess costs nothing, and you will remember the answer better.
+
+# %% name="predict-bytes" predict="00.predict_bytes" points=1
+### BEGIN SOLUTION
+prediction = 135e6 * 4  # bytes: four for each parameter
+### END SOLUTION
+
+# %% [markdown] name="count-text"
+# Where do 135 million numbers come from? Everything follows from a few entries of the model's **config**:
+
+# %% name="config"
+for entry in (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "intermediate_size", "tie_word_embeddings",
+):  # fmt: skip
+    print(f"{entry:20} {getattr(model.config, entry)}")
+
+# %% [markdown] name="derive-count"
+# Inside the model each token is a vector of `hidden_size` numbers.
+#
+# - The **embedding** is a table with one such vector for each token of the vocabulary.
+# - Then come `num_hidden_layers` layers of one shape. In each of them:
+#   - **attention** lets a token look at the ones before it, through four matrices. *Query* and *output*
+#     are `hidden_size` x (`num_attention_heads` x `head_dim`) or the other way round. *Key* and *value*
+#     have `num_key_value_heads` heads only: several queries share a key. That is called grouped-query
+#     attention.
+#   - the **MLP** changes each token by itself, through three matrices between `hidden_size` and
+#     `intermediate_size`: *gate*, *up* and *down*.
+#   - two **norms** keep the vectors at an even length; each is a vector of `hidden_size` numbers.
+# - One more norm stands after the last layer.
+# - The **output matrix** turns the last vector into logits. It has the shape of the embedding. In this
+#   model it *is* the embedding (`tie_word_embeddings`): the same memory, used twice.
+#
+# **Your turn.** Write the count as a function of the config.
+
+# %% name="ex-parameter-count" exercise="course_utils.costs:parameter_count" points=2
+
+# %% [markdown] name="count-measured-text"
+# Is the formula right for the real model? Ask it in three ways: our formula, the sum over its tensors,
+# and the function that transformers offers.
+
+# %% name="count-measured"
+tensors = sum(parameter.numel() for parameter in model.parameters())
+print(f"from the config         {costs.parameter_count(model.config):,}")
+print(f"sum over the tensors    {tensors:,}")
+print(f"transformers says       {model.num_parameters():,}")
+
+# %% name="bytes-measured"
+weights = measure.weight_bytes(model)
+print(weights)
+print(f"transformers says {model.get_memory_footprint() / 1e6:,.2f} MB")
+
+# %% [markdown] name="share-text"
+# `weight_bytes` looks at the memory itself: each block once, however many tensors point to it. So a tied
+# matrix does not count twice, and a quantized model will be counted as it is really stored. The small
+# difference to parameters x 4 are tables that the model keeps beside its parameters.
+#
+# **Predict.** How much of the model is the embedding, in percent?
+
+# %% name="predict-embedding-share" predict="00.predict_embedding_share" points=1
+### BEGIN SOLUTION
+prediction = 100 * 49152 * 576 / 134.5e6  # percent
+### END SOLUTION
+
+# %% name="where-bytes"
+PARTS = {
+    "embed_tokens": "embedding", "lm_head": "output", "self_attn": "attention", "mlp": "MLP", "norm": "norms",
+}  # fmt: skip
+
+
+def part_of(module):
+    """The part of the model that a module's name belongs to."""
+    return next((part for key, part in PARTS.items() if key in module), "other")
+
+
+held = pd.DataFrame(
+    [(name, part_of(name), nbytes) for name, nbytes in weights.by_module.items()],
+    columns=["module", "part", "bytes"],
+)
+by_part = held.groupby("part")["bytes"].sum().sort_values(ascending=False)
+pd.DataFrame({"MB": (by_part / 1e6).round(2), "share (%)": (100 * by_part / weights.total).round(1)})
+
+# %% name="plot-bytes"
+held["block"] = held["module"].str.extract(r"layers\.(\d+)\.")[0].astype(float)
+layers = held.dropna(subset="block").pivot_table(index="block", columns="part", values="bytes", aggfunc="sum")
+fig, ax = plt.subplots(figsize=(7.5, 3.4))
+ax.bar(-2, by_part["embedding"] / 1e6, color=plots.PALETTE["orange"], label="embedding")
+bottom = 0
+for part, color in (("MLP", "blue"), ("attention", "sky")):
+    ax.bar(layers.index, layers[part] / 1e6, bottom=bottom, color=plots.PALETTE[color], label=part)
+    bottom = layers[part] / 1e6
+ax.set(xlabel="layer", ylabel="MB in FP32", title="Where the bytes are")
+ax.set_xticks([-2, *range(0, len(layers), 5)], ["embedding", *map(str, range(0, len(layers), 5))])
+ax.legend()
+layer_mb = layers.sum(axis=1).iloc[0] / 1e6
+plots.show(
+    fig,
+    f"Bar chart. The embedding holds {by_part['embedding'] / 1e6:.0f} MB; each of the {len(layers)} layers "
+    f"holds {layer_mb:.0f} MB, three quarters of it in the MLP. Norms are too small to be seen.",
+)
+
+# %% [markdown] name="bits-text"
+# ## Fewer bits for each number
+#
+# A parameter need not have 32 bits. Stored in 16, 8 or 4 bits the model shrinks by 2, 4 or 8. That is
+# called **quantization** and is the subject of the next lessons. It has a small overhead: 4 bits can name
+# 16 values only, so each **group** of neighbouring numbers gets a *scale* that says how large its values
+# are, often in 16 bits, and sometimes a *zero point* that says where zero lies.
+#
+# **Your turn.** How many bytes are left?
+
+# %% name="ex-bytes-at-bits" exercise="course_utils.costs:bytes_at_bits" points=2
+
+# %% [markdown] name="bits-table-text"
+# For this model, if everything were quantized, and if the embedding stayed in 16 bits as it usually does:
+
+# %% name="bits-table"
+parameters = costs.parameter_count(model.config)
+embedding = model.config.vocab_size * model.config.hidden_size
+formats = [
+    ("FP32", 32, None),
+    ("16 bit", 16, None),
+    ("8 bit", 8, None),
+    ("4 bit, no scales", 4, None),
+    ("4 bit, group 64", 4, 64),
+    ("4 bit, group 32", 4, 32),
+]
+rows = {}
+for label, bits, group in formats:
+    everything = costs.bytes_at_bits(parameters, bits, group)
+    mixed = costs.bytes_at_bits(parameters - embedding, bits, group)
+    mixed += costs.bytes_at_bits(embedding, max(bits, 16))
+    rows[label] = {
+        "bits per number": round(8 * everything / parameters, 3),
+        "everything (MB)": round(everything / 1e6, 1),
+        "embedding in 16 bits or more (MB)": round(mixed / 1e6, 1),
+        "of FP32 (%)": round(100 * mixed / costs.bytes_at_bits(parameters, 32), 1),
+    }
+measure.table(rows)
+
+# %% [markdown] name="bits-reading"
+# "4 bit" is a quarter of 16 bit only on paper. Scales add an eighth or so, and what stays unquantized
+# weighs more the smaller the rest becomes. In a small model with a large vocabulary that is much.
+#
+# ## Claim C1: how much memory does LLaMA-13B need?
+#
+# This course takes the claims of an article for beginners one by one and measures them. The first:
+# *LLaMA-13B takes 26 GB in FP32, 13 GB in INT8 and 6.5 GB in INT4.* (**INT8** and **INT4** are whole
+# numbers of 8 and 4 bits.)
+#
+# **Predict.** How many GB (10^9 bytes) are its 13 billion parameters in FP32?
+
+# %% name="predict-13b-gigabytes" predict="00.predict_13b_gigabytes" points=1
+### BEGIN SOLUTION
+prediction = 13.0 * 4  # GB
+### END SOLUTION
+
+# %% [markdown] name="llama-13b-text"
+# Your formula needs the config only. Its numbers are in table 2 of the LLaMA paper (arXiv 2302.13971);
+# the width of the MLP and the vocabulary are in the released configuration. For comparison we let
+# transformers build the model on the *meta* device, which knows shapes and holds no memory.
+
+# %% name="llama-13b"
+llama_13b = LlamaConfig(
+    vocab_size=32000, hidden_size=5120, intermediate_size=13824, num_hidden_layers=40,
+    num_attention_heads=40, num_key_value_heads=40, tie_word_embeddings=False,
+)  # fmt: skip
+with torch.device("meta"):
+    built = LlamaForCausalLM(llama_13b).num_parameters()
+parameters_13b = costs.parameter_count(llama_13b)
+print(f"from the config    {parameters_13b:,}")
+print(f"built on meta      {built:,}")
+
+# %% name="llama-13b-table"
+outside = 2 * llama_13b.vocab_size * llama_13b.hidden_size  # embedding and output matrix: kept in 16 bits
+article = {"FP32": 26.0, "INT8": 13.0, "INT4": 6.5}  # GB, as the article prints them
+gigabytes = {
+    "FP32": costs.bytes_at_bits(parameters_13b, 32) / 1e9,
+    "FP16": costs.bytes_at_bits(parameters_13b, 16) / 1e9,
+    "INT8": costs.bytes_at_bits(parameters_13b, 8) / 1e9,
+    "INT4": costs.bytes_at_bits(parameters_13b, 4) / 1e9,
+    "INT4, group 128": costs.bytes_at_bits(parameters_13b, 4, 128) / 1e9,
+    "INT4, group 128, rest FP16": (
+        costs.bytes_at_bits(parameters_13b - outside, 4, 128) + costs.bytes_at_bits(outside, 16)
+    )
+    / 1e9,
+}
+measure.table(
+    {
+        label: {"computed (GB)": round(value, 2), "the article (GB)": article.get(label, "")}
+        for label, value in gigabytes.items()
+    }
+)
+
+# %% name="plot-13b"
+fig, ax = plt.subplots(figsize=(7.5, 3.2))
+labels = [label.replace(", ", "\n") for label in gigabytes]
+ax.bar(labels, gigabytes.values(), color=plots.PALETTE["blue"], label="computed")
+named = [list(gigabytes).index(label) for label in article]
+ax.scatter(named, article.values(), color=plots.PALETTE["vermilion"], zorder=3, label="the article")
+ax.set(ylabel="GB", title="LLaMA-13B: weights")
+ax.tick_params(axis="x", labelsize=9)
+ax.grid(axis="x", visible=False)
+ax.legend()
+plots.show(
+    fig,
+    f"Bar chart of LLaMA-13B's weights: FP32 {gigabytes['FP32']:.1f} GB, FP16 {gigabytes['FP16']:.1f} GB, "
+    f"INT8 {gigabytes['INT8']:.1f} GB, INT4 {gigabytes['INT4']:.1f} GB, and a little more with scales. The "
+    "article's dots sit on the bars of INT8 and INT4, but halfway up the FP32 bar.",
+)
+
+# %% [markdown] name="time-text"
+# ## How long does it take?
+#
+# Text is made in two phases.
+#
+# - **Prefill** reads the whole prompt in one pass. Every token goes through every layer; what attention
+#   will need of them again (a key and a value for each layer) is put aside in the **KV cache**.
+# - **Decode** makes the answer, one token in each pass. Only the newest token goes through the layers.
+#   The earlier ones are in the cache.
+#
+# Before we time them: how does one time anything? The cell that asked for the logits of "The capital of
+# France is" asked three times, and kept the times. They were the model's first three calls.
+
+# %% name="first-call" timing=true
+for n, seconds in enumerate(calls, start=1):
+    print(f"call {n}: {1e3 * seconds:.0f} ms")
+print(f"The first call took {calls[0] / calls[2]:.1f} times as long as the third.")
+
+# %% [markdown] name="first-call-reading"
+# A first call may pay for what no later call pays for: reading the weights from disk into memory,
+# starting threads, asking the system for memory, choosing or compiling the code that fits these shapes.
+# That is why every honest timing has a **warm-up**: calls that are not counted.
+#
+# And then? Here are 40 more calls of exactly the same work.
+
+# %% name="spread" timing=true
+def one_pass():
+    with torch.inference_mode():
+        return model(ids)
+
+
+timed = measure.latency(one_pass, warmup=0, repeats=40)
+print(timed)
+half = len(timed.samples) // 2
+medians = [pd.Series(part).median() for part in (timed.samples[:half], timed.samples[half:])]
+print(f"One call against another: up to {timed.slowest / timed.fastest:.2f}x 'faster', with the same code.")
+print(f"Median of 20 against median of 20: {max(medians) / min(medians):.2f}x.")
+
+# %% name="plot-spread" timing=true
+fig, ax = plt.subplots(figsize=(7.5, 3.2))
+milliseconds = [1e3 * seconds for seconds in (*calls, *timed.samples)]
+ax.plot(range(3), milliseconds[:3], "o", color=plots.PALETTE["vermilion"], label="first three calls")
+ax.plot(range(3, 43), milliseconds[3:], "o", color=plots.PALETTE["blue"], markersize=4, label="40 more")
+ax.axhline(1e3 * timed.median, color=plots.PALETTE["black"], linewidth=1, label="median of the 40")
+ax.set(xlabel="call", ylabel="ms", title="The same work, 43 times", ylim=(0, None))
+ax.legend()
+plots.show(
+    fig,
+    f"Dots for 43 calls of the same work. The first takes {milliseconds[0]:.0f} ms; the last 40 lie between "
+    f"{1e3 * timed.fastest:.0f} and {1e3 * timed.slowest:.0f} ms, their median is {1e3 * timed.median:.0f} ms.",
+)
+
+# %% [markdown] name="timing-rules"
+# So: warm up, repeat, take the **median** (the middle one of the sorted times; a few slow calls do not
+# move it), and give the spread and the number of samples with it. `measure.latency` does that from now
+# on.
+#
+# A graphics processor sets one more trap. Work is handed to it and the call returns before it is done:
+# the clock must wait for the device. With `DEVICE = "cuda"` the next cell shows what the clock says when
+# it does not.
+
+# %% name="unsynchronised" timing=true
+if DEVICE == "cpu":
+    print("On a CPU a call returns when its work is done: nothing to wait for.")
+else:
+    measure.synchronize()
+    start = time.perf_counter()
+    one_pass()
+    handed_over = time.perf_counter() - start
+    measure.synchronize()
+    done = time.perf_counter() - start
+    print(f"the call returned after {1e3 * handed_over:.2f} ms, the work was done after {1e3 * done:.2f} ms")
+
+# %% [markdown] name="phases-text"
+# Now the two phases, each by itself: a prompt of 256 tokens, then 32 new tokens, one by one.
+
+# %% name="phases" timing=true
+speed = measure.generation_speed(model, tokenizer, prompt_tokens=256, new_tokens=32)
+print(speed)
+print("prefill, 256 tokens:", speed.prefill)
+print("decode, one token:  ", speed.decode)
+print(f"For each token, decode takes {speed.prefill_rate / speed.decode_rate:.0f} times as long as prefill.")
+
+# %% [markdown] name="mixed-text"
+# One more wrong timing, and a common one: count all tokens, divide by all seconds, and call it *tokens
+# per second*.
+
+# %% name="mixed" timing=true
+rows = {}
+for new in (1, 8, 64, 512):
+    seconds = speed.prefill.median + new * speed.decode.median
+    rows[f"256 + {new} tokens"] = {"all tokens / all seconds": round((256 + new) / seconds, 1)}
+measure.table(rows)
+
+# %% [markdown] name="mixed-reading"
+# One machine, one model, and any figure between the two phases' own. Always say which phase, how long the
+# prompt was, and how many tokens were made.
+#
+# ## Why is decode so slow?
+#
+# The same weights, the same arithmetic for each token. Still a token costs many times more in decode. The
+# reason is what has to be *moved*. A matrix product [rows, inner] x [inner, columns] reads two matrices
+# and writes one; in prefill `rows` is the number of tokens in the prompt, in decode it is 1.
+#
+# **Arithmetic intensity** is the number of operations for each byte moved. **FLOP** stands for
+# floating-point operation.
+#
+# **Your turn.**
+
+# %% name="ex-arithmetic-intensity" exercise="course_utils.costs:arithmetic_intensity" points=2
+
+# %% name="intensity-table"
+width, inner = model.config.hidden_size, model.config.intermediate_size
+rows = {
+    f"{tokens} tokens at once": {
+        "FLOP per byte, FP32": round(costs.arithmetic_intensity(tokens, width, inner, 4), 2),
+        "16 bit": round(costs.arithmetic_intensity(tokens, width, inner, 2), 2),
+    }
+    for tokens in (1, 4, 16, 64, 256)
+}
+measure.table(rows)
+
+# %% [markdown] name="limits-text"
+# With one token the intensity is 0.5: two operations for each weight, and a weight has four bytes. In
+# prefill each weight that was read serves all tokens.
+#
+# What can this machine do? Two numbers decide: its **bandwidth**, how many bytes it can read from memory
+# in a second, and how many operations it can do in a second. Both are measured here, by reading a tensor
+# far larger than the processor's caches, and by a large matrix product.
+
+# %% name="limits" timing=true
+bandwidth = measure.bandwidth(device=DEVICE)
+matmul = measure.matmul_speed(device=DEVICE)
+print(bandwidth)
+print(matmul)
+ridge = matmul.flops / bandwidth.read
+print(f"Below {ridge:.1f} FLOP per byte this machine waits for its memory; above, for its arithmetic.")
+
+# %% [markdown] name="flops-text"
+# How many operations and bytes is a pass of the whole model? `costs.forward_flops` counts the matrix
+# products from the config: two operations for each weight and token, and attention's products with keys
+# and values. PyTorch has a counter that watches the real model do it. They should agree.
+
+# %% name="flops-counted"
+model.set_attn_implementation("eager")  # attention written out as matrix products, which the counter knows
+with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    cache = model(ids.repeat(1, 52)[:, :256], logits_to_keep=1).past_key_values
+prefill_counted = counter.get_total_flops()
+with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    model(ids[:, :1], past_key_values=cache)
+decode_counted = counter.get_total_flops()
+model.set_attn_implementation("sdpa")
+for phase, ours, counted in (
+    ("prefill of 256 tokens", costs.forward_flops(model.config, 256), prefill_counted),
+    ("decode of one token", costs.forward_flops(model.config, 1, cached=256), decode_counted),
+):
+    print(f"{phase}: formula {ours / 1e6:,.1f} MFLOP, counted {counted / 1e6:,.1f} MFLOP")
+
+# %% [markdown] name="roofline-text"
+# Now everything goes into one picture, the **roofline** (Williams, Waterman and Patterson, 2009). From
+# left to right: arithmetic intensity. Upwards: operations per second. The roof is what the machine can
+# do. Its slope is memory bandwidth, its flat part is arithmetic. Nothing gets above it. Where are the
+# model's two phases?
+
+# %% name="roofline" timing=true
+phases = {}
+for phase, tokens, cached, seconds in (
+    ("prefill", 256, 0, speed.prefill.median),
+    ("decode", 1, 256, speed.decode.median),
+):
+    flops = costs.forward_flops(model.config, tokens, cached)
+    intensity = flops / costs.forward_bytes(model.config, tokens, cached)
+    roof = costs.roofline(intensity, matmul.flops, bandwidth.read)
+    phases[phase] = (intensity, flops / seconds)
+    print(f"{phase}: {intensity:.2f} FLOP per byte, {flops / seconds / 1e9:.1f} GFLOP/s, "
+          f"{flops / seconds / roof:.0%} of the roof at that place")  # fmt: skip
+
+# %% name="plot-roofline" timing=true
+xs = [2 ** (k / 4) for k in range(-12, 41)]  # 0.125 to 1024 FLOP per byte
+fig, ax = plt.subplots()
+roof = [costs.roofline(x, matmul.flops, bandwidth.read) / 1e9 for x in xs]
+ax.loglog(xs, roof, color=plots.PALETTE["black"])
+ax.axvline(ridge, color="#999999", linewidth=1, linestyle=":")
+for (phase, (x, y)), color in zip(phases.items(), ("blue", "vermilion"), strict=True):
+    ax.plot(x, y / 1e9, "o", markersize=9, color=plots.PALETTE[color])
+    ax.annotate(phase, (x, y / 1e9), xytext=(8, -14), textcoords="offset points")
+ax.set(xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s", title="Roofline of this machine")
+ax.annotate("memory decides", (0.15, ax.get_ylim()[0] * 1.4), color="#555555")
+ax.annotate("arithmetic decides", (ridge * 1.2, ax.get_ylim()[0] * 1.4), color="#555555")
+plots.show(
+    fig,
+    f"Roofline, both axes logarithmic: the roof rises up to {ridge:.0f} FLOP per byte, then stays at "
+    f"{matmul.flops / 1e9:.0f} GFLOP/s. Decode lies far left, at {phases['decode'][0]:.1f} FLOP per byte and "
+    f"{phases['decode'][1] / 1e9:.0f} GFLOP/s; prefill right, at {phases['prefill'][0]:.0f} FLOP per byte and "
+    f"{phases['prefill'][1] / 1e9:.0f} GFLOP/s.",
+)
+
+# %% [markdown] name="bound-text"
+# Decode sits on the slope: memory decides. That gives the most useful rule of this course:
+#
+# > tokens per second <= bandwidth / bytes read for each token
+#
+# Each new token reads all weights once.
+#
+# **Predict.** A machine reads 20 GB/s. At most how many tokens a second can this model decode in FP32?
+
+# %% name="predict-decode-rate" predict="00.predict_decode_rate" points=1
+### BEGIN SOLUTION
+prediction = 20e9 / 538e6  # tokens/s
+### END SOLUTION
+
+# %% name="bound" timing=true
+per_token = costs.forward_bytes(model.config, 1, cached=256)
+bound = bandwidth.read / per_token
+print(f"bytes for one token    {per_token / 1e6:,.1f} MB (weights, and a KV cache of 256 tokens)")
+print(f"bound on this machine  {bound:.1f} tokens/s")
+reached = speed.decode_rate / bound
+print(f"measured               {speed.decode_rate:.1f} tokens/s, {reached:.0%} of the bound")
+
+# %% [markdown] name="gap-text"
+# What fills the gap? Here are the model's matrices alone, each multiplied by one vector, with nothing in
+# between: no norms, no attention, none of the hundreds of small steps that Python starts one by one.
+
+# %% name="gap" timing=true
+matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+vectors = {m: torch.randn(1, 1, m.in_features, device=DEVICE) for m in matrices}
+
+
+def matrices_only():
+    with torch.inference_mode():
+        for matrix, vector in vectors.items():
+            matrix(vector)
+
+
+alone = measure.latency(matrices_only, warmup=3, repeats=10)
+print(f"the {len(matrices)} matrices alone  {alone}")
+print(f"a whole decode step      {speed.decode}")
+print(f"reading the bytes once   {1e3 * per_token / bandwidth.read:.1f} ms at this machine's best rate")
+
+# %% [markdown] name="bound-use"
+# The bound is what no cleverness can pass as long as the bytes stay. To pass it, read fewer bytes: that
+# is why this course begins with quantization. INT8 has a quarter of FP32's bytes, INT4 an eighth, so
+# decode can become at most 4 or 8 times as fast. The article also reports 1200 ms in FP32 against 70 ms
+# in INT8 and 50 ms in INT4 (claim C3, taken up in lessons 02 and 04).
+
+# %% name="c3-first-look"
+for label, milliseconds, bits in (("INT8", 70, 8), ("INT4", 50, 4)):
+    claimed, allowed = 1200 / milliseconds, 32 / bits
+    verdict = "more than" if claimed > allowed else "within"
+    print(f"{label}: the article says {claimed:.0f}x as fast, {verdict} the {allowed:.0f}x the bytes allow")
+
+# %% [markdown] name="perplexity-text"
+# ## How good is it?
+#
+# A smaller, faster model is no gain if it writes nonsense. We need a number for quality, one that needs
+# no human to read along.
+#
+# Take a text that people wrote, and ask at each token: how probable did the model think it was, before
+# seeing it?
+
+# %% name="token-probabilities" atol=0.01
+heldout = data.wikipedia_tokens(tokenizer, "heldout", 8192).to(DEVICE)
+with torch.inference_mode():
+    window_logits = model(heldout[None, :512]).logits[0]
+p = torch.softmax(window_logits[:-1].float(), dim=-1).gather(1, heldout[1:512, None])[:, 0]
+for i in range(40, 52):
+    print(f"{p[i].item():.2f}  {tokenizer.decode([int(heldout[i + 1])])!r}")
+
+# %% [markdown] name="derive-perplexity"
+# The probability of a whole text is the product of these, a number too small to be written down. Take its
+# logarithm: the product becomes a sum. Divide by the number of tokens, so that long and short texts can
+# be compared, and turn the sign, so that it is positive. That is the mean **negative log-likelihood**
+# (NLL), which is also what training makes small. **Perplexity** takes the logarithm back:
+#
+# $$\text{perplexity} = \exp\left(-\frac{1}{n-1}\sum_{i=1}^{n-1} \ln p(t_i \mid t_0, \dots, t_{i-1})\right)$$
+#
+# It has a plain meaning: the model is as unsure as if it had to choose among that many equally likely
+# tokens. Lower is better, and 1 is perfect.
+#
+# **Predict.** What is the perplexity of a model that knows nothing and finds all 49,152 tokens equally
+# likely?
+
+# %% name="predict-uniform-perplexity" predict="00.predict_uniform_perplexity" points=1
+### BEGIN SOLUTION
+prediction = 49152
+### END SOLUTION
+
+# %% [markdown] name="perplexity-exercise-text"
+# **Your turn.** Mind what belongs to what: the logits at position *i* are about token *i* + 1.
+
+# %% name="ex-perplexity" exercise="course_utils.costs:perplexity_from_logits" points=2
+
+# %% [markdown] name="perplexity-compare-text"
+# Three independent ways to the perplexity of one window of 512 tokens: from the logits, by the function
+# that the course uses from here on, and by the loss that transformers computes when it is given labels.
+
+# %% name="perplexity-compare" tolerance=0.02
+window = heldout[:512]
+with torch.inference_mode():
+    loss = model(window[None], labels=window[None]).loss.item()
+print(f"from the logits        {costs.perplexity_from_logits(window_logits, window):.3f}")
+print(f"measure.perplexity     {measure.perplexity(model, window).value:.3f}")
+print(f"transformers' loss     {math.exp(loss):.3f}")
+knows_nothing = costs.perplexity_from_logits(torch.zeros_like(window_logits), window)
+print(f"a model that knows nothing {knows_nothing:,.0f}")
+del window_logits
+
+# %% [markdown] name="perplexity-full-text"
+# One window is little text. Here are sixteen, from Wikipedia articles that the course keeps for testing.
+# This number is the **baseline** of the lessons to come. It is the perplexity of the embedded model,
+# whose weights were stored in about 4 bits before they were written out as FP32 again; the original would
+# be a little better.
+
+# %% name="perplexity-full" tolerance=0.02
+with measure.peak_memory() as peak:
+    baseline = measure.perplexity(model, heldout, window=512)
+print(baseline)
+
+# %% name="peak" timing=true
+print(peak)
+logit_mb = 512 * model.config.vocab_size * 4 / 1e6
+print(f"of that: weights {weights.total / 1e6:,.0f} MB, the logits of one window {logit_mb:.0f} MB")
+
+# %% [markdown] name="window-text"
+# The same model and the same 2,048 tokens, cut in other ways. A token near the beginning of a window has
+# little before it and is hard to guess. With a **stride** smaller than the window the windows overlap,
+# and every token that is scored has much before it; that costs more passes.
+
+# %% name="window" tolerance=0.02
+text = heldout[:2048]
+cuts = {
+    "windows of 64": measure.perplexity(model, text, window=64),
+    "windows of 512": measure.perplexity(model, text, window=512),
+    "512, stride 256": measure.perplexity(model, text, window=512, stride=256),
+}
+measure.table(cuts)
+
+# %% name="window-reading" tolerance=0.05
+short, long = cuts["windows of 64"].value, cuts["windows of 512"].value
+print(f"The window alone changes the perplexity by {short / long - 1:.0%}.")
+
+# %% [markdown] name="replicate"
+# A perplexity without its text, window and stride is no number that can be compared. In papers, 5.12 and
+# 5.47 are both "Llama-2-7B on WikiText-2".
+#
+# ## What would not replicate elsewhere, and what holds anyway
+#
+# - The tokens per second are this machine's. Another one has another bandwidth and another arithmetic;
+#   even this one has good and bad minutes. Compare only what was measured side by side.
+# - How close decode comes to its bound depends on the software. Written in Python and started step by
+#   step, this small model leaves much of the bandwidth unused. Large models come closer, and so do
+#   engines written for the purpose (lesson 11).
+# - That decode is bound by bytes holds for one text at a time. Many texts decoded together share each
+#   weight that is read: their intensity grows like that of prefill.
+# - The perplexity is the same on another machine up to rounding. With another text, window or tokenizer
+#   it is another number. Models with different tokenizers cannot be compared by it, because they predict
+#   different pieces.
+# - Counts of parameters, bytes and operations hold everywhere.
+#
+# ## Recap
+#
+# - Parameters follow from the config; bytes are parameters x bits / 8, plus scales, plus what stays
+#   unquantized.
+# - Prefill handles many tokens for each weight read and is bound by arithmetic. Decode handles one and is
+#   bound by bytes: tokens/s <= bandwidth / bytes per token.
+# - Time with warm-up, repeats, median and spread; keep the phases apart; wait for a GPU.
+# - Perplexity is exp of the mean negative log-likelihood. It comes with its text, window and stride.
+#
+# ## The claims settled here
+
+# %% name="claim-c1"
+same = [label for label, value in article.items() if abs(gigabytes[label] / value - 1) < 0.02]
+wrong = [label for label in article if label not in same]
+is_fp16 = abs(gigabytes["FP16"] / article["FP32"] - 1) < 0.02
+print(f"C1: {'false as printed' if wrong else 'true'}.")
+for label in wrong:
+    print(f"    {label} needs {gigabytes[label]:.1f} GB, not {article[label]:g}.")
+if is_fp16:
+    print(f"    The article's FP32 row is FP16: {gigabytes['FP16']:.1f} GB.")
+for label in same:
+    print(f"    {label} needs {gigabytes[label]:.1f} GB: right, for the weights without scales.")
+print(f"    INT4 as it is really stored: {gigabytes['INT4, group 128, rest FP16']:.1f} GB.")
+kv = costs.kv_bytes_per_token(llama_13b)
+print(f"    On top comes the KV cache: {kv / 1e6:.2f} MB a token, {2048 * kv / 1e9:.1f} GB for 2,048 (FP16).")
