@@ -334,8 +334,8 @@ ax.set(xlabel="call", ylabel="ms", title="The same work, 43 times", ylim=(0, Non
 ax.legend()
 plots.show(
     fig,
-    f"Dots for 43 calls of the same work. The first takes {milliseconds[0]:.0f} ms; the last 40 lie between "
-    f"{1e3 * timed.fastest:.0f} and {1e3 * timed.slowest:.0f} ms, their median is {1e3 * timed.median:.0f} ms.",
+    f"Dots for 43 calls of the same work. The first takes {milliseconds[0]:.0f} ms; the last 40 between "
+    f"{1e3 * timed.fastest:.0f} and {1e3 * timed.slowest:.0f} ms, median {1e3 * timed.median:.0f} ms.",
 )
 
 # %% [markdown] name="timing-rules"
@@ -477,9 +477,9 @@ ax.annotate("memory decides", (0.15, ax.get_ylim()[0] * 1.4), color="#555555")
 ax.annotate("arithmetic decides", (ridge * 1.2, ax.get_ylim()[0] * 1.4), color="#555555")
 plots.show(
     fig,
-    f"Roofline, both axes logarithmic: the roof rises up to {ridge:.0f} FLOP per byte, then stays at "
+    f"Roofline, both axes logarithmic: the roof rises up to {ridge:.0f} FLOP per byte, then is flat at "
     f"{matmul.flops / 1e9:.0f} GFLOP/s. Decode lies far left, at {phases['decode'][0]:.1f} FLOP per byte and "
-    f"{phases['decode'][1] / 1e9:.0f} GFLOP/s; prefill right, at {phases['prefill'][0]:.0f} FLOP per byte and "
+    f"{phases['decode'][1] / 1e9:.0f} GFLOP/s; prefill at {phases['prefill'][0]:.0f} FLOP per byte and "
     f"{phases['prefill'][1] / 1e9:.0f} GFLOP/s.",
 )
 

@@ -62,6 +62,8 @@ def perplexity(model, tokens, window=512, stride=None, batch_size=None):
     """
     stride = window if stride is None else stride
     _check_text(model, tokens, window, stride)
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size must be a whole number of at least 1, or None, not {batch_size!r}")
     device = next(model.parameters()).device
     batches = _batches(_spans(len(tokens), window, stride), batch_size or _batch_size(model, window))
     total, scored = 0.0, 0
@@ -210,11 +212,11 @@ def accuracy(predictions, labels):
             f"{list(predictions.shape)} predictions do not fit {list(labels.shape)} labels; "
             "give [n] or [n, classes] predictions and [n] labels"
         )
-    if predictions.is_floating_point() or labels.is_floating_point():
-        raise TypeError("predictions and labels of shape [n] must be whole numbers (class indices)")
     n = len(labels)
     if n == 0:
         raise ValueError("accuracy of no examples is not defined; give at least one")
+    if predictions.is_floating_point() or labels.is_floating_point():
+        raise TypeError("predictions and labels of shape [n] must be whole numbers (class indices)")
     correct = int((predictions.to(labels.device) == labels).sum())
     low, high = _wilson(correct, n)
     return Accuracy(correct / n, low, high, correct, n)
