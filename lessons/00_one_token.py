@@ -125,12 +125,14 @@ print(f"transformers says       {model.num_parameters():,}")
 # %% name="bytes-measured"
 weights = measure.weight_bytes(model)
 print(weights)
-print(f"transformers says {model.get_memory_footprint() / 1e6:,.2f} MB")
+print(f"measured by weight_bytes  {weights.total:,} bytes")
+print(f"transformers says         {model.get_memory_footprint():,} bytes")
+print(f"parameters x 4            {4 * tensors:,} bytes")
 
 # %% [markdown] name="share-text"
 # `weight_bytes` looks at the memory itself: each block once, however many tensors point to it. So a tied
-# matrix does not count twice, and a quantized model will be counted as it is really stored. The small
-# difference to parameters x 4 are tables that the model keeps beside its parameters.
+# matrix does not count twice, and a quantized model will be counted as it is really stored. The few bytes
+# more than parameters x 4 are a table that the model computes once and keeps beside its parameters.
 #
 # **Predict.** How much of the model is the embedding, in percent?
 
@@ -166,13 +168,16 @@ bottom = 0
 for part, color in (("MLP", "blue"), ("attention", "sky")):
     ax.bar(layers.index, layers[part] / 1e6, bottom=bottom, color=plots.PALETTE[color], label=part)
     bottom = layers[part] / 1e6
+share = by_part["embedding"] / weights.total
+ax.annotate(f"{share:.0%} of all bytes", (-1.4, 0.9 * by_part["embedding"] / 1e6))
 ax.set(xlabel="layer", ylabel="MB in FP32", title="Where the bytes are")
-ax.set_xticks([-2, *range(0, len(layers), 5)], ["embedding", *map(str, range(0, len(layers), 5))])
+ax.set_xticks(range(0, len(layers), 5))
+ax.grid(axis="x", visible=False)
 ax.legend()
 layer_mb = layers.sum(axis=1).iloc[0] / 1e6
 plots.show(
     fig,
-    f"Bar chart. The embedding holds {by_part['embedding'] / 1e6:.0f} MB; each of the {len(layers)} layers "
+    f"Bar chart. The embedding holds {by_part['embedding'] / 1e6:.0f} MB, {share:.0%}; each of the {len(layers)} layers "
     f"holds {layer_mb:.0f} MB, three quarters of it in the MLP. Norms are too small to be seen.",
 )
 
@@ -211,12 +216,12 @@ for label, bits, group in formats:
         "bits per number": round(8 * everything / parameters, 3),
         "everything (MB)": round(everything / 1e6, 1),
         "embedding in 16 bits or more (MB)": round(mixed / 1e6, 1),
-        "of FP32 (%)": round(100 * mixed / costs.bytes_at_bits(parameters, 32), 1),
+        "of 16 bit (%)": round(100 * mixed / costs.bytes_at_bits(parameters, 16), 1),
     }
 measure.table(rows)
 
 # %% [markdown] name="bits-reading"
-# "4 bit" is a quarter of 16 bit only on paper. Scales add an eighth or so, and what stays unquantized
+# "4 bit" is a quarter of 16 bit only on paper. Scales add 6 to 12 percent, and what stays unquantized
 # weighs more the smaller the rest becomes. In a small model with a large vocabulary that is much.
 #
 # ## Claim C1: how much memory does LLaMA-13B need?
@@ -464,17 +469,19 @@ for phase, tokens, cached, seconds in (
           f"{flops / seconds / roof:.0%} of the roof at that place")  # fmt: skip
 
 # %% name="plot-roofline" timing=true
-xs = [2 ** (k / 4) for k in range(-12, 41)]  # 0.125 to 1024 FLOP per byte
+xs = [0.125, ridge, 1024]  # FLOP per byte
 fig, ax = plt.subplots()
-roof = [costs.roofline(x, matmul.flops, bandwidth.read) / 1e9 for x in xs]
-ax.loglog(xs, roof, color=plots.PALETTE["black"])
-ax.axvline(ridge, color="#999999", linewidth=1, linestyle=":")
+ax.loglog(xs, [costs.roofline(x, matmul.flops, bandwidth.read) / 1e9 for x in xs], color="black", label="roof")
 for (phase, (x, y)), color in zip(phases.items(), ("blue", "vermilion"), strict=True):
+    above = costs.roofline(x, matmul.flops, bandwidth.read)
+    ax.vlines(x, y / 1e9, above / 1e9, color=plots.PALETTE[color], linewidth=1)
     ax.plot(x, y / 1e9, "o", markersize=9, color=plots.PALETTE[color])
-    ax.annotate(phase, (x, y / 1e9), xytext=(8, -14), textcoords="offset points")
+    ax.annotate(f"{phase}: {y / above:.0%} of the roof", (x, y / 1e9), xytext=(8, -14), textcoords="offset points")
+ax.axvline(ridge, color="#999999", linewidth=1, linestyle=":")
 ax.set(xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s", title="Roofline of this machine")
-ax.annotate("memory decides", (0.15, ax.get_ylim()[0] * 1.4), color="#555555")
-ax.annotate("arithmetic decides", (ridge * 1.2, ax.get_ylim()[0] * 1.4), color="#555555")
+ax.set_ylim(bottom=min(y for _, y in phases.values()) / 6e9, top=2 * matmul.flops / 1e9)
+for x, text, side in ((ridge / 1.2, "memory decides", "right"), (ridge * 1.2, "arithmetic decides", "left")):
+    ax.text(x, 0.04, text, transform=ax.get_xaxis_transform(), ha=side, color="#555555")
 plots.show(
     fig,
     f"Roofline, both axes logarithmic: the roof rises up to {ridge:.0f} FLOP per byte, then is flat at "

@@ -65,15 +65,15 @@ def perplexity(model, tokens, window=512, stride=None, batch_size=None):
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be a whole number of at least 1, or None, not {batch_size!r}")
     device = next(model.parameters()).device
-    batches = _batches(_spans(len(tokens), window, stride), batch_size or _batch_size(model, window))
-    total, scored = 0.0, 0
-    progress = tqdm(total=len(tokens), desc="perplexity", unit="tok", leave=False, delay=3)
-    with evaluating(model), progress as bar:
-        for batch in batches:
+    spans = _spans(len(tokens), window, stride)
+    scored = sum(end - first for _, first, end in spans)
+    total = 0.0
+    progress = tqdm(total=scored, desc="perplexity", unit="token", leave=False, delay=3)
+    with evaluating(model), progress:
+        for batch in _batches(spans, batch_size or _batch_size(model, window)):
             nll = _scored_nll(model, tokens, batch, device)
             total += nll.double().sum().item()
-            scored += nll.numel()
-            bar.update(sum(end - first for _, first, end in batch))
+            progress.update(nll.numel())
     mean = total / scored
     return Perplexity(_exp(mean), mean, scored, window, stride, str(device))
 
