@@ -31,15 +31,19 @@ class Execution:
 
 
 class CourseEngine(NBClientEngine):
-    """papermill's engine, telling `on_cell(index, total, cell)` when each cell starts."""
+    """papermill's engine, telling `on_cell(index, total, cell)` when each cell starts.
+
+    `seen` is a dict that gets "notebook" and "cell", the id of the cell started last: papermill itself does
+    not hand over a notebook that failed.
+    """
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, *, on_cell=None, keep=None, **kwargs):
-        if keep is not None:
-            keep.append(nb_man.nb)  # papermill does not hand over a notebook that failed
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, seen, on_cell=None, **kwargs):
+        seen["notebook"] = nb_man.nb
         start = nb_man.cell_start
 
         def cell_start(cell, cell_index=None, **more):
+            seen["cell"] = cell.id
             if on_cell:
                 on_cell(cell_index, len(nb_man.nb.cells), cell)
             return start(cell, cell_index, **more)
@@ -62,7 +66,7 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
 
     Does not raise when a cell does: see `Execution.error`.
     """
-    kept, error, traceback = [], None, ""
+    seen, error, traceback = {}, None, ""
     started = time.monotonic()
     with PeakMemory() as memory, _environment(offline):
         try:
@@ -79,30 +83,21 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
                 execution_timeout=timeout,
                 extra_arguments=["--log-level=CRITICAL"],  # the kernel's own remarks, not the lesson's
                 on_cell=on_cell,
-                keep=kept,
+                seen=seen,
             )
         except PapermillExecutionError as failed:
             error = f"{failed.ename}: {failed.evalue}"
             traceback = "\n".join(failed.traceback)
         except Exception as failed:  # a kernel that died, a cell that took too long
-            if not kept:
+            if not seen:
                 raise
             error = traceback = f"{type(failed).__name__}: {failed}"
     seconds = time.monotonic() - started
-    node = kept[0]
+    node = seen["notebook"]
     node.cells = [c for c in node.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
     if error:
-        error = f"cell {failed_cell(node)!r}: {error}"
+        error = f"cell {seen.get('cell')!r}: {error}"
     return Execution(node, seconds, memory.peak, error, traceback)
-
-
-def failed_cell(notebook) -> str:
-    """Id of the cell at which papermill stopped."""
-    for cell in notebook.cells:
-        mark = cell.metadata.get("papermill", {})
-        if mark.get("exception") or mark.get("status") in ("failed", "running"):
-            return cell.id
-    return "?"
 
 
 class PeakMemory:

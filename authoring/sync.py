@@ -230,8 +230,10 @@ def _check_notebook(project, path, expected) -> list[str]:
     if len(text.encode()) > generate.SIZE_LIMIT:
         return [too_large(name, text)]
     try:
+        ids = [cell.get("id") for cell in json.loads(text)["cells"]]  # nbformat would mend doubles unasked
+        if len(set(ids)) < len(ids):
+            return [f"{name}, cell {next(i for i in ids if ids.count(i) > 1)!r}: twice. Run `course sync`."]
         found = nbformat.reads(text, as_version=4)
-        ids = [cell.id for cell in found.cells]
     except Exception as error:
         return [f"{name}: is no valid notebook ({error}). Run `course sync`."]
     problems = [f"{name}, {problem}" for problem in _cell_problems(found, expected, ids)]
@@ -258,7 +260,7 @@ def _cell_problems(found, expected, ids):
         for id in wanted:
             if id not in ids:
                 return [f"cell {id!r}: missing. Run `course sync`."]
-        extra = next((id for id in ids if id not in wanted or ids.count(id) > 1), None)
+        extra = next((id for id in ids if id not in wanted), None)
         if extra is not None:
             return [f"cell {extra!r}: not in the lesson. Run `course sync`."]
         moved = next(have for have, want in zip(ids, wanted, strict=True) if have != want)

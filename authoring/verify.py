@@ -84,7 +84,7 @@ def verify(project, numbers=(), parameters=None) -> int:
     """
     from authoring.project import select
 
-    files = select(sorted((project.root / "solutions").glob("*.ipynb")), numbers)
+    files = select(sorted((project.root / "solutions").glob("[0-9][0-9]_*.ipynb")), numbers)
     if not files:
         raise ValueError("there is nothing in solutions/: run `course sync` first.")
     with contextlib.ExitStack() as stack:

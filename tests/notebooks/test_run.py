@@ -1,0 +1,117 @@
+"""`course run`: the table, failing lessons, closed sockets, an interrupt."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from authoring.run import exercise_statuses, run_lessons
+
+COMMAND = [sys.executable, "-m", "authoring.cli", "--root"]
+
+
+def write(project, name, *sources):
+    cells = [new_code_cell(source, id=f"cell-{n}") for n, source in enumerate(sources)]
+    path = project.root / "solutions" / name
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=cells), path)
+
+
+def test_solutions_pass_and_stubs_do_not(synced):
+    cells = []
+    (solved,) = run_lessons(synced, ["90"], on_cell=lambda path, *where: cells.append(where[:2]))
+    assert (solved.passed, solved.exercises, solved.error) == (4, 4, "")
+    assert solved.seconds > 0 and solved.peak_bytes > 50e6
+    assert cells[0] == (0, len(cells)) and cells[-1] == (len(cells) - 1, len(cells))
+    (stubs,) = run_lessons(synced, kind="notebooks", parameters={"DEVICE": "meta"})
+    assert (stubs.passed, stubs.exercises, stubs.error) == (0, 4, "")
+    executed = nbformat.read(synced.root / stubs.path, as_version=4)
+    assert "using cpu meta" in executed.cells[4].outputs[0].text
+    assert set(exercise_statuses(executed).values()) == {"not attempted"}
+
+
+def test_a_failure_is_a_row_and_the_others_still_run(unsynced):
+    write(unsynced, "80_fails.ipynb", "x = 1", "print(x)\nraise ValueError('no luck')")
+    write(unsynced, "81_dies.ipynb", "import os; os._exit(3)")
+    write(unsynced, "82_works.ipynb", "print('fine')")
+    (unsynced.root / "solutions/83_broken.ipynb").write_text("{")
+    command = COMMAND + [str(unsynced.root), "run"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "cell 'cell-1': ValueError: no luck" in done.stdout
+    assert "cell 'cell-0': DeadKernelError" in done.stdout
+    assert "82_works: done" in done.stdout and "runs/solutions/82_works.ipynb" in done.stdout
+    assert "83_broken: failed" in done.stdout
+    executed = nbformat.read(unsynced.root / "runs/solutions/80_fails.ipynb", as_version=4)
+    assert executed.cells[1].outputs[-1].ename == "ValueError"
+
+
+def test_nothing_to_run_says_what_to_do(unsynced):
+    with pytest.raises(ValueError, match="run `course sync` first"):
+        run_lessons(unsynced)
+
+
+CONNECT = """
+import socket, urllib.request
+def attempt(work):
+    try:
+        work()
+    except OSError as error:
+        return str(error)
+    return "no error"
+print(attempt(lambda: socket.create_connection(("192.0.2.1", 80), timeout=1)))
+print(attempt(lambda: urllib.request.urlopen("http://example.org", timeout=1)))
+print(attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 53))))
+"""
+LOOPBACK = """
+import socket, subprocess, sys
+server = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(server.getsockname()).close()
+child = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
+done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True)
+print("child:", "offline" in done.stderr)
+"""
+
+
+def test_offline_closes_every_way_out_and_leaves_loopback(unsynced):
+    write(unsynced, "80_connects.ipynb", CONNECT, LOOPBACK)
+    (row,) = run_lessons(unsynced, offline=True)
+    assert row.error == ""
+    executed = nbformat.read(unsynced.root / row.path, as_version=4)
+    lines = executed.cells[0].outputs[0].text.splitlines()
+    assert len(lines) == 3 and all("offline: this run may not reach" in line for line in lines)
+    assert executed.cells[1].outputs[0].text == "child: True\n"
+    assert "PYTHONPATH" not in os.environ or "offline" not in os.environ["PYTHONPATH"]
+
+
+def test_a_lesson_runs_with_its_sockets_closed(synced):
+    (row,) = run_lessons(synced, offline=True)
+    assert (row.passed, row.error) == (4, "")
+
+
+def test_an_interrupt_leaves_no_half_written_notebook_and_no_kernel(unsynced):
+    write(unsynced, "80_waits.ipynb", "open('started', 'w').close()\nimport time; time.sleep(600)")
+    started = unsynced.root / "solutions/started"
+    process = subprocess.Popen(
+        COMMAND + [str(unsynced.root), "run"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 120
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    files = [path for path in unsynced.root.rglob("*") if path.is_file()]
+    assert [path for path in files if path.suffix == ".tmp" or "runs" in path.parts] == []

@@ -1,0 +1,201 @@
+"""`course sync` and `course sync --check` on a small course that really runs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from authoring import execute, generate, sync
+from authoring.project import LessonError
+
+LESSON, NOTEBOOK, SOLUTION = "lessons/90_sample.py", "notebooks/90_sample.ipynb", "solutions/90_sample.ipynb"
+
+
+def edit(project, name, old, new):
+    path = project.root / name
+    text = path.read_text()
+    assert old in text, f"{old!r} not in {name}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def cells(project, name):
+    return {cell.id: cell for cell in nbformat.read(project.root / name, as_version=4).cells}
+
+
+@pytest.fixture
+def no_execution(monkeypatch):
+    monkeypatch.setattr(execute, "execute", lambda *a, **k: pytest.fail("nothing was to be executed"))
+
+
+def test_everything_in_step_after_sync(synced, no_execution):
+    assert sync.check(synced) == []
+    assert sync.sync(synced, report=lambda line: None) == []
+
+
+def test_outputs_are_kept_and_clean(synced):
+    for name in (NOTEBOOK, SOLUTION):
+        notebook = nbformat.read(synced.root / name, as_version=4)
+        text = (synced.root / name).read_text()
+        assert "papermill" not in notebook.metadata and '"stderr"' not in text and '"execution":' not in text
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+        assert all("papermill" not in cell.metadata for cell in notebook.cells)
+    assert cells(synced, SOLUTION)["measured"].outputs[0].text == "mean 1.250 over  2 values\n"
+    assert "passed (3 cases)" in cells(synced, SOLUTION)["ex-halve-check"].outputs[0].data["text/plain"]
+    assert "not attempted" in cells(synced, NOTEBOOK)["ex-halve-check"].outputs[0].data["text/plain"]
+
+
+def test_minutes_and_memory_are_in_header_and_readme(synced):
+    cost = json.loads((synced.root / "recorded/lesson_costs.json").read_text())["90_sample"]
+    assert 0 < cost["minutes"] < 10 and 0.05 < cost["peak_gb"] < 5
+    assert {"cpu", "cores", "torch", "date"} <= set(cost)
+    for name in (NOTEBOOK, SOLUTION):
+        assert f"about {cost['minutes']:.1f} minutes" in cells(synced, name)["title"].source
+    readme = (synced.root / "README.md").read_text()
+    row = f"| [90: A sample](notebooks/90_sample.ipynb) | {cost['minutes']:.1f} | {cost['peak_gb']:.1f} GB |"
+    assert row + " You measure a sample, and nothing else. |" in readme
+    assert readme.startswith("# Sample course") and readme.endswith("After the table.\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "finding"),
+    [
+        (SOLUTION, "value * factor", "value / factor", f"{SOLUTION}, cell 'ex-halve': its source"),
+        (NOTEBOOK, "That was all.", "That was not all.", f"{NOTEBOOK}, cell 'recap': its source"),
+        (NOTEBOOK, "times.\\n", "times. \\n", "cell 'ex-halve': its source"),
+        (NOTEBOOK, '"points": 2', '"points": 20', "cell 'ex-halve-check': its metadata"),
+        (NOTEBOOK, '"tolerance": 0.02', '"tolerance": 0.2', "cell 'measured': its metadata"),
+        (NOTEBOOK, '"id": "timed"', '"id": "timid"', "cell 'timed': missing"),
+        (SOLUTION, "mean 1.250", "mean 1.251", "cell 'measured': outputs changed by hand"),
+        (SOLUTION, '"execution_count": 3', '"execution_count": 4', "formatting was changed by hand"),
+        (SOLUTION, '"name": "python3"', '"name": "python4"', "formatting was changed by hand"),
+        (SOLUTION, '\n "nbformat": 4', '\n  "nbformat": 4', "formatting was changed by hand"),
+        (SOLUTION, "{", "", "is no valid notebook"),
+        (LESSON, "mean {sum", "the mean {sum", "cell 'measured': its source"),
+        (LESSON, "That was all.", "That was nearly all.", "cell 'recap': its source"),
+        (LESSON, 'name="recap"', 'name="summary"', "cell 'summary': missing"),
+        (LESSON, "points=3", "points=4", "cell 'ex-double-check': its metadata"),
+        ("sample_library.py", "0.5**times", "2**-times", "cell 'ex-halve': its source"),
+        ("sample_library.py", "Halve each", "Halves each", "notebooks/90_sample.ipynb, cell 'ex-halve'"),
+        ("recorded/lesson_costs.json", '"minutes": ', '"minutes": 9', "cell 'title': its source"),
+        ("README.md", "| [90: A sample]", "| [90: The sample]", "README.md: the lesson table"),
+        ("pyproject.toml", "v1.2", "v1.3", "cell 'title': its source"),
+    ],
+)
+def test_whatever_is_out_of_step_is_named(synced, name, old, new, finding):
+    edit(synced, name, old, new)
+    problems = sync.check(synced)
+    assert any(finding in problem for problem in problems), problems
+
+
+def test_moved_added_duplicated_and_removed_cells_are_named(synced):
+    def change(how):
+        path = synced.root / NOTEBOOK
+        kept = path.read_text()
+        notebook = nbformat.read(path, as_version=4)
+        how(notebook.cells)
+        path.write_text(nbformat.writes(notebook) + "\n")
+        (problem,) = sync.check(synced)
+        path.write_text(kept)
+        return problem
+
+    assert "not in the lesson's order" in change(lambda cells: cells.insert(5, cells.pop(-1)))
+    extra = nbformat.v4.new_markdown_cell("mine", id="mine")
+    assert "cell 'mine': not in the lesson" in change(lambda cells: cells.append(extra))
+    assert "cell 'recap': missing" in change(lambda cells: cells.pop())
+    assert "cell 'recap': twice" in change(lambda cells: cells.append(cells[-1]))
+
+
+def test_missing_orphaned_and_unexecuted_notebooks_are_named(synced):
+    (synced.root / "notebooks/91_gone.ipynb").write_text("{}")
+    (synced.root / SOLUTION).unlink()
+    problems = sync.check(synced)
+    assert any(p.startswith("solutions/90_sample.ipynb: missing") for p in problems)
+    assert any(p.startswith("notebooks/91_gone.ipynb: no lesson") for p in problems)
+    sync.sync(synced, run=False, report=lambda line: None)
+    assert "solutions/90_sample.ipynb: never executed. Run `course sync`." in sync.check(synced)
+
+
+def test_prose_changes_keep_the_outputs(synced, no_execution):
+    edit(synced, LESSON, "That was all.", "That was that.")
+    written = sync.sync(synced, report=lambda line: None)
+    assert {path.name for path in written} == {"90_sample.ipynb"} and len(written) == 2
+    assert sync.check(synced) == []
+    assert cells(synced, SOLUTION)["measured"].outputs[0].text == "mean 1.250 over  2 values\n"
+
+
+def test_code_changes_make_the_outputs_stale(synced):
+    edit(synced, LESSON, "mean {", "average {")
+    sync.sync(synced, run=False, report=lambda line: None)
+    assert cells(synced, SOLUTION)["measured"].outputs == []
+    assert any("never executed" in problem for problem in sync.check(synced))
+    sync.sync(synced, report=lambda line: None)
+    assert cells(synced, SOLUTION)["measured"].outputs[0].text == "average 1.250 over  2 values\n"
+    assert sync.check(synced) == []
+
+
+def test_a_failing_cell_names_lesson_and_cell_and_writes_nothing(synced):
+    before = (synced.root / SOLUTION).read_bytes()
+    edit(synced, LESSON, "{time.time()}", "{1 / 0}")
+    with pytest.raises(LessonError) as caught:
+        sync.sync(synced, report=lambda line: None)
+    text = str(caught.value)
+    assert "lessons/90_sample.py: solutions: cell 'timed': ZeroDivisionError: division by zero" in text
+    assert "Traceback" in text
+    assert (synced.root / SOLUTION).read_bytes() == before
+    assert not list(synced.root.glob("**/*.tmp"))
+
+
+def test_a_notebook_that_is_too_large_is_refused(synced, monkeypatch):
+    notebook = nbformat.read(synced.root / SOLUTION, as_version=4)
+    notebook.cells[-1].source = "x" * generate.SIZE_LIMIT
+    with pytest.raises(LessonError, match="90_sample.ipynb, cell 'recap': 1.5. MB, over the limit of 1.5 MB"):
+        sync.write_notebook(synced, synced.root / SOLUTION, notebook)
+    assert sync.check(synced) == []  # the old file still stands
+    monkeypatch.setattr(generate, "SIZE_LIMIT", 5000)
+    assert all("over the limit" in problem for problem in sync.check(synced))
+
+
+def test_outputs_are_normalised():
+    def stream(text, name="stdout"):
+        return {"output_type": "stream", "name": name, "text": text}
+
+    def result(count):
+        data = {"text/plain": "1"}
+        return {"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": count}
+
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "abc"}, "text/plain": "HBox()"}
+    outputs = sync.normalise(
+        [
+            stream("a\n"),
+            stream("warning\n", "stderr"),
+            stream("b\n"),
+            {"output_type": "display_data", "data": widget, "metadata": {}},
+            result(70),
+        ],
+        7,
+    )
+    assert outputs == [stream("a\nb\n"), result(7)]
+
+
+def course(project, *arguments):
+    command = [sys.executable, "-m", "authoring.cli", "--root", str(project.root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
+
+
+def test_the_command_line(synced):
+    good = course(synced, "sync", "--check")
+    assert good.returncode == 0 and "in step" in good.stdout
+    edit(synced, NOTEBOOK, "That was all.", "That was mine.")
+    bad = course(synced, "sync", "90", "--check")
+    assert bad.returncode == 1 and "notebooks/90_sample.ipynb, cell 'recap'" in bad.stdout
+    unknown = course(synced, "sync", "17")
+    assert unknown.returncode == 1 and unknown.stderr == "error: no lesson '17': there are 90_sample.\n"
+
+
+def test_help_does_not_load_torch():
+    script = "import sys, authoring.cli; sys.exit('torch' in sys.modules or 'nbformat' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
