@@ -177,8 +177,9 @@ ax.legend()
 layer_mb = layers.sum(axis=1).iloc[0] / 1e6
 plots.show(
     fig,
-    f"Bar chart. The embedding holds {by_part['embedding'] / 1e6:.0f} MB, {share:.0%}; each of the {len(layers)} layers "
-    f"holds {layer_mb:.0f} MB, three quarters of it in the MLP. Norms are too small to be seen.",
+    f"Bar chart. The embedding holds {by_part['embedding'] / 1e6:.0f} MB, {share:.0%} of all bytes; each of "
+    f"the {len(layers)} layers holds {layer_mb:.0f} MB, three quarters of it in the MLP. Norms are too small "
+    "to be seen.",
 )
 
 # %% [markdown] name="bits-text"
@@ -471,12 +472,13 @@ for phase, tokens, cached, seconds in (
 # %% name="plot-roofline" timing=true
 xs = [0.125, ridge, 1024]  # FLOP per byte
 fig, ax = plt.subplots()
-ax.loglog(xs, [costs.roofline(x, matmul.flops, bandwidth.read) / 1e9 for x in xs], color="black", label="roof")
+ax.loglog(xs, [costs.roofline(x, matmul.flops, bandwidth.read) / 1e9 for x in xs], color="black")
 for (phase, (x, y)), color in zip(phases.items(), ("blue", "vermilion"), strict=True):
     above = costs.roofline(x, matmul.flops, bandwidth.read)
     ax.vlines(x, y / 1e9, above / 1e9, color=plots.PALETTE[color], linewidth=1)
     ax.plot(x, y / 1e9, "o", markersize=9, color=plots.PALETTE[color])
-    ax.annotate(f"{phase}: {y / above:.0%} of the roof", (x, y / 1e9), xytext=(8, -14), textcoords="offset points")
+    label = f"{phase}: {y / above:.0%} of the roof"
+    ax.annotate(label, (x, y / 1e9), xytext=(8, -14), textcoords="offset points")
 ax.axvline(ridge, color="#999999", linewidth=1, linestyle=":")
 ax.set(xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s", title="Roofline of this machine")
 ax.set_ylim(bottom=min(y for _, y in phases.values()) / 6e9, top=2 * matmul.flops / 1e9)
