@@ -84,7 +84,7 @@ def evaluating(model):
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: what a layer caches in here must still be fit to train with
             yield model
     finally:
         for module in training:

@@ -1,6 +1,6 @@
 """Lesson 00: wrong answers are rejected for the right reason, right answers written otherwise are accepted.
 
-A shared test (test_planted.py) walks these dictionaries; see tests/exercises/common.py for what it asserts.
+test_all.py walks these dictionaries.
 """
 
 import math
