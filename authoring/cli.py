@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from authoring.engines_cli import app as engines_app
 from authoring.project import Project
 
 app = typer.Typer(
@@ -149,6 +150,7 @@ def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")
 
 
 # Subcommands with modules of their own are added here: app.add_typer(..., name="...").
+app.add_typer(engines_app, name="engines")
 
 
 def main():

@@ -1,0 +1,60 @@
+"""`course engines`: environments of their own for libraries whose pins clash with the course's."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Install and call engines in environments of their own.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_engines():
+    """The engines, and which of them are installed."""
+    from course_utils import engines
+
+    for engine in engines.ENGINES.values():
+        state = "installed" if engines.is_installed(engine) else f"not installed, {engine.megabytes:,} MB"
+        typer.echo(f"{engine.name:12} {state:24} {engine.purpose}")
+
+
+@app.command()
+def install(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    python: Annotated[str | None, typer.Option(help="interpreter to build it with; else this one")] = None,
+    again: Annotated[bool, typer.Option("--again", help="build it even if it is complete")] = False,
+):
+    """Build the environment of an engine; redone from the start if it was interrupted."""
+    import sys
+
+    from course_utils import engines
+    from course_utils.errors import CourseError
+
+    try:
+        folder = engines.install(engines.find(name), python or sys.executable, again)
+    except (CourseError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"{name} is installed in {folder}")
+
+
+@app.command("run")
+def run_engine(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    request: Annotated[str, typer.Argument(help="the request as JSON, or @file")],
+    timeout: Annotated[float, typer.Option(help="seconds")] = 600,
+):
+    """Send an engine one JSON request and print its JSON answer."""
+    from course_utils import engines
+
+    try:
+        text = Path(request[1:]).read_text() if request.startswith("@") else request
+        answer = engines.run(name, json.loads(text), timeout)
+    except (OSError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    if not answer:
+        typer.echo(str(answer), err=True)
+        raise typer.Exit(1)
+    typer.echo(json.dumps(answer.values, indent=2))

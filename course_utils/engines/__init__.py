@@ -1,0 +1,21 @@
+"""Engines whose pinned packages clash with the course's own, each in an environment of its own.
+
+An engine is a name, a file of pinned requirements and a worker script. The script runs as a process of the
+engine's own Python: it reads one JSON request from standard input and prints one JSON answer as its last
+line. Whatever else it prints goes to a log. So a lesson can use a library that needs another version of
+transformers, and a library that crashes or hangs cannot take the kernel with it.
+
+    answer = engines.run("auto-gptq", {"task": "versions"}, timeout=60)
+    if answer:
+        print(answer.values)
+    else:
+        print(answer)            # what is missing, and the command that installs it
+
+`course engines list | install | run` is the same on the command line.
+"""
+
+from course_utils.engines.environment import Engine, install, is_installed
+from course_utils.engines.process import Answer, EngineUnavailable, run
+from course_utils.engines.registry import ENGINES, find
+
+__all__ = ["ENGINES", "Answer", "Engine", "EngineUnavailable", "find", "install", "is_installed", "run"]

@@ -1,0 +1,137 @@
+"""Building an engine's virtual environment."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import filelock
+from tqdm import tqdm
+
+from course_utils.cache import cache_dir
+from course_utils.errors import CourseError
+
+MARKER = "installed.json"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An engine: its pinned requirements (a pip file) and its worker script.
+
+    build_first: names out of the requirements that other packages need while they are built.
+    variables: environment variables for pip and for the worker.
+    megabytes: size of the installed environment, about.
+    """
+
+    name: str
+    purpose: str
+    requirements: Path
+    worker: Path
+    build_first: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
+    megabytes: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where its environment is, or will be."""
+        return cache_dir() / "environments" / self.name
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+    @property
+    def how_to_install(self) -> str:
+        """The command that installs it."""
+        return f"course engines install {self.name}"
+
+
+def is_installed(engine: Engine) -> bool:
+    """True when the environment is complete and made from the pins as they are now."""
+    try:
+        return json.loads((engine.folder / MARKER).read_text())["pins"] == _pins(engine)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def install(engine: Engine, python: str | Path = sys.executable, again: bool = False) -> Path:
+    """Build the engine's environment unless it is complete; returns its folder. Shows progress.
+
+    A marker file is written last. An environment without it, because an install was interrupted or the pins
+    have changed since, is removed and built anew. Two processes do not build at once.
+    python: the interpreter to build it with. again: build it even if it is complete.
+    Raises CourseError when pip fails; its messages are in install.log beside the environment.
+    """
+    engine.folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(engine.folder.parent / f".{engine.name}.lock"):
+        if is_installed(engine) and not again:
+            return engine.folder
+        if not engine.requirements.exists():
+            raise CourseError(f"{engine.requirements} is missing: engines are installed from a clone of the "
+                              "course's repository")
+        shutil.rmtree(engine.folder, ignore_errors=True)
+        log = engine.folder.parent / f"{engine.name}-install.log"
+        with open(log, "w") as record:
+            for step, command in _steps(engine, python):
+                _run(engine, step, command, record)
+        aside = engine.folder / f"{MARKER}.tmp"
+        aside.write_text(json.dumps({"pins": _pins(engine)}))
+        os.replace(aside, engine.folder / MARKER)
+    return engine.folder
+
+
+def _pins(engine: Engine) -> str:
+    try:
+        return hashlib.sha256(engine.requirements.read_bytes()).hexdigest()
+    except OSError:
+        return "missing"
+
+
+def _steps(engine: Engine, python: str | Path) -> list[tuple[str, list[str]]]:
+    pip = [str(engine.python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
+    steps = [("creating the environment", [str(python), "-m", "venv", "--clear", str(engine.folder)])]
+    if engine.build_first:
+        lines = engine.requirements.read_text().splitlines()
+        first = [line for line in lines if re.split(r"[=<>~! ]", line.strip())[0] in engine.build_first]
+        steps.append(("installing what other packages are built with", [*pip, *first]))
+    steps.append(("installing all packages", [*pip, "--no-build-isolation", "-r", str(engine.requirements)]))
+    return steps
+
+
+def _run(engine: Engine, step: str, command: list[str], record) -> None:
+    """Run one step; each package that pip takes up moves the bar on."""
+    environment = clean_environment() | engine.variables
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               stdin=subprocess.DEVNULL, env=environment)
+    with tqdm(desc=f"{engine.name}: {step}", unit=" packages", leave=False) as bar:
+        try:
+            for line in process.stdout:
+                record.write(line)
+                if line.startswith("Collecting "):
+                    bar.update()
+                    bar.set_postfix_str(line.split()[1])
+                elif line.startswith("Installing collected"):
+                    bar.set_postfix_str("unpacking")
+            process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    if process.returncode:
+        record.flush()
+        lines = [line for line in Path(record.name).read_text().splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no message"]
+        raise CourseError(f"installing {engine.name} failed while {step}: {errors[-1]} "
+                          f"The whole log: {record.name}")
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's variables without those that would lead another Python to our packages."""
+    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP")
+    return {name: value for name, value in os.environ.items() if name not in ours}
