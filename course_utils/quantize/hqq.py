@@ -32,7 +32,8 @@ def shrink(error: Tensor, beta: float, p: float = 0.7) -> Tensor:
     become 0, large ones stay almost as they are. p = 1 is the soft threshold of the lasso.
     """
     size = error.abs()
-    return error.sign() * (size - size.pow(p - 1) / beta).clamp(min=0)
+    kept = size.pow(p - 1).div_(-beta).add_(size).clamp_(min=0)
+    return kept.copysign_(error)
 
 
 def hqq_parameters(values: Tensor, scheme: Scheme, iterations: int = 20, p: float = 0.7, beta: float = 10.0,
@@ -47,14 +48,14 @@ def hqq_parameters(values: Tensor, scheme: Scheme, iterations: int = 20, p: floa
     best_zero, best_error = zero, torch.full_like(zero, torch.inf)
     for _ in range(iterations + 1):
         q = to_integers(values, scale, zero, scheme)
-        error = values - affine.from_integers(q, scale, zero)
+        error = (q - zero).mul_(-scale).add_(values)
         size = error.abs().mean(dim=-1, keepdim=True)
         better = size < best_error
         if not better.any():  # no group has gained anything in this round
             break
         best_zero, best_error = torch.where(better, zero, best_zero), torch.where(better, size, best_error)
-        outliers = shrink(error, beta, p)
-        zero = _stored((q - (values - outliers) / scale).mean(dim=-1, keepdim=True), scheme)
+        inliers = values - shrink(error, beta, p)
+        zero = _stored(q.sub_(inliers.div_(scale)).mean(dim=-1, keepdim=True), scheme)
         beta *= kappa
     return scale, best_zero
 
@@ -73,7 +74,7 @@ def range_parameters(values: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
 
 def to_integers(values: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
     """Nearest integers of the grid for a zero point that is a real number: it is added before rounding."""
-    return torch.clamp(torch.round(values / scale + zero), 0, 2**scheme.bits - 1)
+    return (values / scale).add_(zero).round_().clamp_(0, 2**scheme.bits - 1)
 
 
 def hqq_quantize(weight: Tensor, scheme: Scheme, **options) -> Quantized:

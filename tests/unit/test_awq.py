@@ -166,6 +166,18 @@ def test_search_is_never_worse_than_rounding_and_puts_the_weights_back(scheme, s
     assert found.errors[found.ratios.index(found.ratio)] == min(found.errors)
 
 
+@settings(max_examples=60, deadline=None)
+@given(schemes(), st.integers(0, 1000), st.sampled_from([torch.float32, torch.bfloat16, torch.float64]))
+def test_rounding_in_place_is_affines_rounding(scheme, seed, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(6, 64, generator=generator).to(dtype)
+    scale = torch.rand(64, generator=generator).to(dtype) + 0.5
+    before = weight.clone()
+    ours = awq.scaled_fake_quantize(weight, scale, scheme)
+    assert torch.equal(ours, affine.fake_quantize(weight * scale, scheme) / scale)
+    assert torch.equal(weight, before) and ours.dtype == dtype
+
+
 def test_scaling_helps_where_a_few_channels_are_large():
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(256, 64, bias=False)
@@ -297,6 +309,8 @@ def test_bad_arguments():
         awq.awq(small_llama(), tokens(), Scheme(4), ratios=(1.5,), progress=False)
     with pytest.raises(ValueError, match="search_tokens must be positive"):
         awq.awq(small_llama(), tokens(), Scheme(4), search_tokens=0, progress=False)
+    with pytest.raises(ValueError, match="has no groups"):
+        awq.awq(small_llama(), tokens(), Scheme(4, "tensor"), progress=False)
     with pytest.raises(TypeError, match="LongTensor"):
         awq.awq(small_llama(), torch.rand(2, 3), Scheme(4), progress=False)
     with pytest.raises(ValueError, match="group 48 does not divide"):
