@@ -84,7 +84,7 @@ def evaluating(model):
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():  # not inference_mode: what a layer caches in here must still be fit to train with
+        with torch.no_grad():  # not inference_mode: what a layer keeps from it could not be trained
             yield model
     finally:
         for module in training:
