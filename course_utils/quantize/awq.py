@@ -19,7 +19,7 @@ auto_clip.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,7 @@ def awq_scale(importance: Tensor, ratio: float) -> Tensor:
 
 
 @torch.no_grad()
-def fold_scale(previous: nn.Module, layers: Sequence[nn.Linear], scale: Tensor) -> None:
+def fold_scale(previous: nn.Module, layers: list[nn.Linear], scale: Tensor) -> None:
     """Move a factor for each channel from the output of `previous` into the `layers` that read it, in place.
 
     What `previous` puts out becomes 1/scale of what it was, and the layers multiply it by scale again.
@@ -172,7 +172,7 @@ class ScaleSearch:
 
 @torch.no_grad()
 def search_scale(
-    layers: Sequence[nn.Linear],
+    layers: list[nn.Linear],
     importance: Tensor,
     scheme: Scheme,
     output: Callable[[], Tensor],
