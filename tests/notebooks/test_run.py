@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from authoring.run import exercise_statuses, run_lessons
 
+pytestmark = pytest.mark.slow  # every test starts kernels
 COMMAND = [sys.executable, "-m", "authoring.cli", "--root"]
 
 

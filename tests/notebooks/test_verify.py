@@ -110,6 +110,7 @@ def test_pytest_run(outcomes, expected, id):
     assert outcomes[id] == expected
 
 
+@pytest.mark.slow
 def test_verify_passes_and_a_figure_off_by_more_than_the_tolerance_fails(synced, capfd):
     assert verify(synced) == 0
     path = synced.root / "solutions/90_sample.ipynb"
@@ -121,6 +122,7 @@ def test_verify_passes_and_a_figure_off_by_more_than_the_tolerance_fails(synced,
     assert "mean 1.290" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_verify_takes_parameters(synced, capfd):
     assert verify(synced, parameters={"DEVICE": "cuda"}) == 1  # the lesson prints its device
     assert "using cpu cuda the embedded model" in capfd.readouterr().out

@@ -1,0 +1,94 @@
+"""Every lesson of the course: in step with its source, runs offline, gives its numbers again."""
+
+import re
+
+import nbformat
+import pytest
+from nbgrader.nbgraderformat import MetadataValidator
+
+from authoring import sync
+from authoring.execute import execute
+from authoring.project import KINDS, Project
+from authoring.run import exercise_statuses
+from authoring.verify import verify
+from course_utils import exercises
+
+PROJECT = Project()
+LESSONS = [path.stem for path in PROJECT.lessons()]
+each_lesson = pytest.mark.parametrize("lesson", LESSONS)
+
+
+def read(kind, lesson):
+    return nbformat.read(PROJECT.root / kind / f"{lesson}.ipynb", as_version=4)
+
+
+@each_lesson
+def test_generated_notebooks_are_in_step(lesson):
+    assert sync.check(PROJECT, [lesson]) == []
+
+
+def test_nothing_else_is_out_of_step():
+    assert LESSONS
+    assert sync.check(PROJECT) == []
+
+
+@each_lesson
+def test_minutes_and_memory_are_measured(lesson):
+    cost = sync.read_costs(PROJECT)[lesson]
+    assert cost["minutes"] < 2 and cost["peak_gb"] < 2
+
+
+@each_lesson
+@pytest.mark.parametrize("kind", KINDS)
+def test_nbgrader_accepts_the_metadata(lesson, kind):
+    MetadataValidator().validate_nb(read(kind, lesson))
+
+
+@each_lesson
+def test_solutions_pass_every_exercise_of_the_lesson(lesson):
+    names = {f"{lesson[:2]}.{name}" for name in exercises.load(lesson[:2])}
+    solved = exercise_statuses(read("solutions", lesson))
+    assert set(solved) == names and set(solved.values()) == {"passed"}
+    stubs = exercise_statuses(read("notebooks", lesson))
+    assert set(stubs) == names and set(stubs.values()) == {"not attempted"}
+
+
+@each_lesson
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_carry_alt_text(lesson, kind):
+    for cell in read(kind, lesson).cells:
+        outputs = cell.get("outputs", [])
+        shown = "\n".join(output.get("data", {}).get("text/markdown", "") for output in outputs)
+        for output in outputs:
+            if "image/png" in output.get("data", {}):
+                alt = output.metadata.get("image/png", {}).get("alt", "")
+                assert len(alt) >= 15, f"{kind}/{lesson}, cell {cell.id}: a picture without alt text"
+                assert output.data.get("text/plain", "").endswith(alt), f"cell {cell.id}: no text instead"
+                assert "Figure: " in shown, f"cell {cell.id}: no visible text beside the picture"
+
+
+@each_lesson
+def test_claims_end_in_a_printed_verdict(lesson):
+    """A lesson that takes up the article's claims (C1, C2, ...) prints a verdict on at least one of them."""
+    notebook = read("solutions", lesson)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    printed = "\n".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+    named = set(re.findall(r"\bC\d{1,2}\b", text))
+    settled = set(re.findall(r"^(C\d{1,2})\b.*\w", printed, flags=re.MULTILINE))
+    assert settled or not named, f"mentions {sorted(named)} and prints a verdict on none"
+
+
+@pytest.mark.slow
+@each_lesson
+def test_the_learner_s_notebook_runs_offline_with_nothing_solved(lesson):
+    path = PROJECT.root / "notebooks" / f"{lesson}.ipynb"
+    done = execute(path, path.parent, offline=True)
+    assert done.error is None, done.traceback
+    assert set(exercise_statuses(done.notebook).values()) == {"not attempted"}
+    assert done.peak_bytes < 2e9, f"{done.peak_bytes / 1e9:.2f} GB"
+
+
+@pytest.mark.slow
+@each_lesson
+def test_the_solution_gives_its_numbers_again(lesson):
+    assert verify(PROJECT, [lesson]) == 0
