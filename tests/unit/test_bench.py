@@ -1,0 +1,53 @@
+"""`course bench`: how a bench is found, shown and kept."""
+
+import json
+import sys
+import types
+
+import pytest
+
+from authoring import bench
+from course_utils import records
+
+
+def fake(monkeypatch, tmp_path, rows, **names):
+    module = types.ModuleType("authoring.bench.pretend")
+    module.TITLE = "Halving against doubling"
+    module.bench = rows
+    for name, value in names.items():
+        setattr(module, name, value)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(bench, "names", lambda: ["pretend"])
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+
+
+def test_rows_are_shown_with_ratio_and_machine_and_kept(monkeypatch, tmp_path, capsys):
+    rows = [{"what": "halve", "seconds": 2.0}, {"what": "double", "seconds": 0.5}]
+    fake(monkeypatch, tmp_path, lambda: rows, RATIO_OF="seconds")
+    assert bench.main() == 0
+    shown = capsys.readouterr().out
+    assert "Halving against doubling" in shown and "0.25" in shown and "CPU" in shown
+    record = json.loads((tmp_path / "bench_pretend.json").read_text())
+    assert record["results"]["rows"][1] == {"what": "double", "seconds": 0.5, "ratio": 0.25}
+    assert {"cpu", "torch", "date", "commit"} <= set(record["provenance"])
+
+
+def test_a_failing_bench_is_reported_and_keeps_nothing(monkeypatch, tmp_path, capsys):
+    def fails():
+        raise RuntimeError("engine not installed")
+
+    fake(monkeypatch, tmp_path, fails)
+    assert bench.main(["pretend"]) == 1
+    assert "pretend: failed with RuntimeError: engine not installed" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_bench_and_module_without_title():
+    with pytest.raises(ValueError, match="no bench 'nothing'"):
+        bench.load("nothing")
+
+
+def test_every_bench_of_the_course_loads():
+    for name in bench.names():
+        module = bench.load(name)
+        assert module.TITLE.strip() and callable(module.bench)
