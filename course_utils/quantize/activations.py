@@ -79,7 +79,7 @@ def split_outliers(
 
 
 def llm_int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, threshold: float = 6.0) -> Tensor:
-    """LLM.int8(): outlier channels are multiplied in floating point, the others in 8 bits. Returns [..., out]."""
+    """LLM.int8(): outlier channels are multiplied in floating point, the others in 8 bits: [..., out]."""
     x_regular, w_regular, x_outlier, w_outlier = split_outliers(x, weight, threshold)
     if x_regular.shape[-1] == 0:
         return F.linear(x, weight, bias)
@@ -94,7 +94,7 @@ def smoothing_scale(x_absmax: Tensor, w_absmax: Tensor, alpha: float = 0.5) -> T
 
     x_absmax, w_absmax: float [in], the largest |activation| and |weight| of each input channel, both taken as
     at least 1e-5. Dividing activations and multiplying weights by s leaves the product as it is. alpha = 1
-    moves the whole difficulty to the weights; alpha = 0.5 gives both sides the same largest value (equation 4).
+    moves the whole difficulty to the weights; alpha = 0.5 gives both sides one largest value (equation 4).
     """
     x_absmax, w_absmax = x_absmax.clamp(min=1e-5), w_absmax.clamp(min=1e-5)
     return (x_absmax**alpha / w_absmax ** (1 - alpha)).clamp(min=1e-5)

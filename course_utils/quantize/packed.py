@@ -60,8 +60,8 @@ def _word(bits: int) -> tuple[int, int]:
 class QuantLinear(nn.Module):
     """y = x W^T + b with W [out, in] stored as packed integers.
 
-    Buffers: `packed` uint8 [out, ceil(in * bits / 8)]; `scale` of scheme.scale_dtype [out, groups], [1, 1] per
-    tensor; for an asymmetric scheme `packed_zero` uint8, the zero points packed in the same way.
+    Buffers: `packed` uint8 [out, ceil(in * bits / 8)]; `scale` of scheme.scale_dtype [out, groups] or [1, 1];
+    for an asymmetric scheme `packed_zero` uint8, the zero points packed in the same way.
     Symmetric integers are stored with 2^(bits-1) added, so that they are never negative.
     forward: x float [..., in] -> [..., out] in x's dtype.
     """
