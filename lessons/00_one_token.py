@@ -55,13 +55,8 @@ print(f"The vocabulary has {model.config.vocab_size:,} tokens.")
 # probabilities that sum to one.
 
 # %% name="logits" atol=0.004
-calls = []  # seconds of each call: we come back to them when it is about time
 with torch.inference_mode():
-    for _ in range(3):
-        start = time.perf_counter()
-        logits = model(ids).logits  # [texts, positions, vocabulary]
-        measure.synchronize()
-        calls.append(time.perf_counter() - start)
+    logits = model(ids).logits  # [texts, positions, vocabulary]
 print("shape of the logits:", list(logits.shape))
 probabilities = torch.softmax(logits[0, -1].float(), dim=-1)
 for p, token in zip(*(x.tolist() for x in probabilities.topk(3)), strict=True):
@@ -143,7 +138,8 @@ prediction = 100 * 49152 * 576 / 134.5e6  # percent
 
 # %% name="where-bytes"
 PARTS = {
-    "embed_tokens": "embedding", "lm_head": "output", "self_attn": "attention", "mlp": "MLP", "norm": "norms",
+    "embed_tokens": "embedding", "lm_head": "output", "self_attn": "attention", "mlp": "MLP",
+    "norm": "norms", "rotary_emb": "position table",
 }  # fmt: skip
 
 
@@ -161,7 +157,7 @@ pd.DataFrame({"MB": (by_part / 1e6).round(2), "share (%)": (100 * by_part / weig
 
 # %% name="plot-bytes"
 held["block"] = held["module"].str.extract(r"layers\.(\d+)\.")[0].astype(float)
-layers = held.dropna(subset="block").pivot_table(index="block", columns="part", values="bytes", aggfunc="sum")
+layers = held.groupby(["block", "part"])["bytes"].sum().unstack()
 fig, ax = plt.subplots(figsize=(7.5, 3.4))
 ax.bar(-2, by_part["embedding"] / 1e6, color=plots.PALETTE["orange"], label="embedding")
 bottom = 0
@@ -255,7 +251,7 @@ print(f"from the config    {parameters_13b:,}")
 print(f"built on meta      {built:,}")
 
 # %% name="llama-13b-table"
-outside = 2 * llama_13b.vocab_size * llama_13b.hidden_size  # embedding and output matrix: kept in 16 bits
+outside = 2 * llama_13b.vocab_size * llama_13b.hidden_size  # embedding and output matrix
 article = {"FP32": 26.0, "INT8": 13.0, "INT4": 6.5}  # GB, as the article prints them
 gigabytes = {
     "FP32": costs.bytes_at_bits(parameters_13b, 32) / 1e9,
@@ -302,20 +298,27 @@ plots.show(
 # - **Decode** makes the answer, one token in each pass. Only the newest token goes through the layers.
 #   The earlier ones are in the cache.
 #
-# Before we time them: how does one time anything? The cell that asked for the logits of "The capital of
-# France is" asked three times, and kept the times. They were the model's first three calls.
+# Before we time them: how does one time anything? Take the simplest piece of work there is, filling
+# memory with zeros. It is as much memory as the KV cache of 4,096 tokens takes. Three times the same:
 
 # %% name="first-call" timing=true
-for n, seconds in enumerate(calls, start=1):
-    print(f"call {n}: {1e3 * seconds:.0f} ms")
+room = torch.empty(4096 * costs.kv_bytes_per_token(model.config, bits=32) // 4, device=DEVICE)
+calls = []
+for n in range(1, 4):
+    start = time.perf_counter()
+    room.zero_()
+    measure.synchronize()  # a GPU returns before its work is done: wait for it
+    calls.append(time.perf_counter() - start)
+    print(f"call {n}: {1e3 * calls[-1]:.1f} ms")
 print(f"The first call took {calls[0] / calls[2]:.1f} times as long as the third.")
+del room
 
 # %% [markdown] name="first-call-reading"
-# A first call may pay for what no later call pays for: reading the weights from disk into memory,
-# starting threads, asking the system for memory, choosing or compiling the code that fits these shapes.
-# That is why every honest timing has a **warm-up**: calls that are not counted.
+# The system hands out memory only when it is first written to, and the first call pays for that. Others
+# pay for starting threads, for reading a file, for choosing or compiling the code that fits these shapes.
+# Later calls do not. That is why every honest timing has a **warm-up**: calls that are not counted.
 #
-# And then? Here are 40 more calls of exactly the same work.
+# And then? Here are 40 forward passes of the model, each the same work as the one before.
 
 # %% name="spread" timing=true
 def one_pass():
@@ -323,25 +326,25 @@ def one_pass():
         return model(ids)
 
 
-timed = measure.latency(one_pass, warmup=0, repeats=40)
+timed = measure.latency(one_pass, warmup=3, repeats=40)
 print(timed)
 half = len(timed.samples) // 2
 medians = [pd.Series(part).median() for part in (timed.samples[:half], timed.samples[half:])]
-print(f"One call against another: up to {timed.slowest / timed.fastest:.2f}x 'faster', with the same code.")
+print(f"One call against another: up to {timed.slowest / timed.fastest:.2f}x, with the same code.")
 print(f"Median of 20 against median of 20: {max(medians) / min(medians):.2f}x.")
 
 # %% name="plot-spread" timing=true
-fig, ax = plt.subplots(figsize=(7.5, 3.2))
-milliseconds = [1e3 * seconds for seconds in (*calls, *timed.samples)]
-ax.plot(range(3), milliseconds[:3], "o", color=plots.PALETTE["vermilion"], label="first three calls")
-ax.plot(range(3, 43), milliseconds[3:], "o", color=plots.PALETTE["blue"], markersize=4, label="40 more")
-ax.axhline(1e3 * timed.median, color=plots.PALETTE["black"], linewidth=1, label="median of the 40")
-ax.set(xlabel="call", ylabel="ms", title="The same work, 43 times", ylim=(0, None))
-ax.legend()
+fig, ax = plt.subplots(figsize=(7.5, 3.0))
+low, middle, high = (1e3 * t for t in (timed.q25, timed.median, timed.q75))
+ax.plot([1e3 * t for t in timed.samples], "o", color=plots.PALETTE["blue"], markersize=4)
+ax.axhline(middle, color=plots.PALETTE["vermilion"], label="median")
+ax.axhspan(low, high, color=plots.PALETTE["vermilion"], alpha=0.15, label="middle half")
+ax.set(xlabel="call", ylabel="ms", title="The same work, 40 times", ylim=(0, None))
+ax.legend(ncols=2)
 plots.show(
     fig,
-    f"Dots for 43 calls of the same work. The first takes {milliseconds[0]:.0f} ms; the last 40 between "
-    f"{1e3 * timed.fastest:.0f} and {1e3 * timed.slowest:.0f} ms, median {1e3 * timed.median:.0f} ms.",
+    f"Forty dots, one for each call, between {1e3 * timed.fastest:.0f} and {1e3 * timed.slowest:.0f} ms. "
+    f"The median is {middle:.0f} ms; half of the dots lie between {low:.0f} and {high:.0f} ms.",
 )
 
 # %% [markdown] name="timing-rules"
@@ -363,7 +366,7 @@ else:
     handed_over = time.perf_counter() - start
     measure.synchronize()
     done = time.perf_counter() - start
-    print(f"the call returned after {1e3 * handed_over:.2f} ms, the work was done after {1e3 * done:.2f} ms")
+    print(f"the call returned after {1e3 * handed_over:.2f} ms, it was done after {1e3 * done:.2f} ms")
 
 # %% [markdown] name="phases-text"
 # Now the two phases, each by itself: a prompt of 256 tokens, then 32 new tokens, one by one.
@@ -373,7 +376,8 @@ speed = measure.generation_speed(model, tokenizer, prompt_tokens=256, new_tokens
 print(speed)
 print("prefill, 256 tokens:", speed.prefill)
 print("decode, one token:  ", speed.decode)
-print(f"For each token, decode takes {speed.prefill_rate / speed.decode_rate:.0f} times as long as prefill.")
+ratio = speed.prefill_rate / speed.decode_rate
+print(f"For each token, decode takes {ratio:.0f} times as long as prefill.")
 
 # %% [markdown] name="mixed-text"
 # One more wrong timing, and a common one: count all tokens, divide by all seconds, and call it *tokens
@@ -406,7 +410,7 @@ measure.table(rows)
 # %% name="intensity-table"
 width, inner = model.config.hidden_size, model.config.intermediate_size
 rows = {
-    f"{tokens} tokens at once": {
+    f"tokens at once: {tokens}": {
         "FLOP per byte, FP32": round(costs.arithmetic_intensity(tokens, width, inner, 4), 2),
         "16 bit": round(costs.arithmetic_intensity(tokens, width, inner, 2), 2),
     }
@@ -436,7 +440,7 @@ print(f"Below {ridge:.1f} FLOP per byte this machine waits for its memory; above
 # and values. PyTorch has a counter that watches the real model do it. They should agree.
 
 # %% name="flops-counted"
-model.set_attn_implementation("eager")  # attention written out as matrix products, which the counter knows
+model.set_attn_implementation("eager")  # plain matrix products: the counter knows those
 with torch.inference_mode(), FlopCounterMode(display=False) as counter:
     cache = model(ids.repeat(1, 52)[:, :256], logits_to_keep=1).past_key_values
 prefill_counted = counter.get_total_flops()
@@ -480,20 +484,23 @@ for (phase, (x, y)), color in zip(phases.items(), ("blue", "vermilion"), strict=
     label = f"{phase}: {y / above:.0%} of the roof"
     ax.annotate(label, (x, y / 1e9), xytext=(8, -14), textcoords="offset points")
 ax.axvline(ridge, color="#999999", linewidth=1, linestyle=":")
-ax.set(xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s", title="Roofline of this machine")
+ax.set(xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s", title="Roofline")
 ax.set_ylim(bottom=min(y for _, y in phases.values()) / 6e9, top=2 * matmul.flops / 1e9)
-for x, text, side in ((ridge / 1.2, "memory decides", "right"), (ridge * 1.2, "arithmetic decides", "left")):
+for x, text, side in (
+    (ridge / 1.2, "memory decides", "right"),
+    (ridge * 1.2, "arithmetic decides", "left"),
+):
     ax.text(x, 0.04, text, transform=ax.get_xaxis_transform(), ha=side, color="#555555")
 plots.show(
     fig,
-    f"Roofline, both axes logarithmic: the roof rises up to {ridge:.0f} FLOP per byte, then is flat at "
-    f"{matmul.flops / 1e9:.0f} GFLOP/s. Decode lies far left, at {phases['decode'][0]:.1f} FLOP per byte and "
-    f"{phases['decode'][1] / 1e9:.0f} GFLOP/s; prefill at {phases['prefill'][0]:.0f} FLOP per byte and "
-    f"{phases['prefill'][1] / 1e9:.0f} GFLOP/s.",
+    f"Roofline, both axes logarithmic: the roof rises up to {ridge:.0f} FLOP per byte, then is flat "
+    f"at {matmul.flops / 1e9:.0f} GFLOP/s. Decode lies far left, at {phases['decode'][0]:.1f} FLOP per "
+    f"byte and {phases['decode'][1] / 1e9:.1f} GFLOP/s; prefill at {phases['prefill'][0]:.0f} FLOP per "
+    f"byte and {phases['prefill'][1] / 1e9:.1f} GFLOP/s.",
 )
 
 # %% [markdown] name="bound-text"
-# Decode sits on the slope: memory decides. That gives the most useful rule of this course:
+# Decode lies under the slope: memory decides. That gives the most useful rule of this course:
 #
 # > tokens per second <= bandwidth / bytes read for each token
 #
@@ -532,7 +539,7 @@ def matrices_only():
 alone = measure.latency(matrices_only, warmup=3, repeats=10)
 print(f"the {len(matrices)} matrices alone  {alone}")
 print(f"a whole decode step      {speed.decode}")
-print(f"reading the bytes once   {1e3 * per_token / bandwidth.read:.1f} ms at this machine's best rate")
+print(f"reading the bytes once   {1e3 * per_token / bandwidth.read:.1f} ms at the measured bandwidth")
 
 # %% [markdown] name="bound-use"
 # The bound is what no cleverness can pass as long as the bytes stay. To pass it, read fewer bytes: that
@@ -544,7 +551,7 @@ print(f"reading the bytes once   {1e3 * per_token / bandwidth.read:.1f} ms at th
 for label, milliseconds, bits in (("INT8", 70, 8), ("INT4", 50, 4)):
     claimed, allowed = 1200 / milliseconds, 32 / bits
     verdict = "more than" if claimed > allowed else "within"
-    print(f"{label}: the article says {claimed:.0f}x as fast, {verdict} the {allowed:.0f}x the bytes allow")
+    print(f"{label}: the article says {claimed:.0f}x, {verdict} the {allowed:.0f}x that the bytes allow")
 
 # %% [markdown] name="perplexity-text"
 # ## How good is it?
@@ -678,4 +685,5 @@ for label in same:
     print(f"    {label} needs {gigabytes[label]:.1f} GB: right, for the weights without scales.")
 print(f"    INT4 as it is really stored: {gigabytes['INT4, group 128, rest FP16']:.1f} GB.")
 kv = costs.kv_bytes_per_token(llama_13b)
-print(f"    On top comes the KV cache: {kv / 1e6:.2f} MB a token, {2048 * kv / 1e9:.1f} GB for 2,048 (FP16).")
+print(f"    On top comes the KV cache in FP16: {kv / 1e6:.2f} MB a token,")
+print(f"    {2048 * kv / 1e9:.1f} GB for 2,048 tokens.")
