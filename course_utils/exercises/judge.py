@@ -396,6 +396,8 @@ def _judge_prediction(prediction, value, id):
     if isinstance(right, str):
         return _judge_choice(prediction, right, value, id)
     wanted, number = as_number(right), as_number(value)
+    if isinstance(number, int) and abs(number) > 1e300:  # too large for a float
+        number = float("inf") if number > 0 else -float("inf")
     unit = f" {prediction.unit}" if prediction.unit else ""
     if number is None or isinstance(number, complex) or number != number:
         asked = f"a number in {prediction.unit}" if prediction.unit else "a number"
@@ -439,7 +441,7 @@ def _prediction_advice(prediction, wanted, number):
 def _how_far(wanted, number):
     """Too high or too low, and roughly by how much: enough to think again, not enough to copy."""
     side = "too high" if number > wanted else "too low"
-    if wanted * number <= 0:
+    if not wanted * number > 0:  # of unlike sign, or zero, or zero against infinity
         return side
     ratio = max(number / wanted, wanted / number)
     for bound in (2, 10, 100):
