@@ -351,6 +351,7 @@ def test_a_broken_exercise_is_not_blamed_on_the_learner():
         ("538 MB", "failed"),
         (0, "failed"),
         (-538e6, "failed"),
+        pytest.param(10**400, "failed", id="huge"),
         (lambda: 538e6, "failed"),
         ([538e6], "failed"),
         (538e6 + 0j, "failed"),
@@ -373,6 +374,13 @@ def test_prediction_explains_without_giving_the_answer_away():
         message = judge("91.bytes", value).message
         assert reason in message
         assert "538,060,032" not in message
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e-300, -1, 10**400], ids=lambda value: str(value)[:9])
+def test_predictions_of_zero(value):
+    zero = Prediction(id="zero", answer=0)
+    assert exercises._judge(zero, value, "91.zero").status == "failed"
+    assert exercises._judge(zero, 0.0, "91.zero").status == "passed"
 
 
 def test_choices():
