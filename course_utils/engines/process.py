@@ -82,7 +82,8 @@ def _call(engine: Engine, text: str, timeout: float, record) -> tuple[int | None
     environment = clean_environment() | engine.variables
     process = subprocess.Popen(
         [str(engine.python), str(engine.worker)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=record, text=True, encoding="utf-8", errors="replace", env=environment, start_new_session=True)
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=record, start_new_session=True,
+        text=True, encoding="utf-8", errors="replace", env=environment)
     try:
         output, _ = process.communicate(text, timeout=timeout)
         return process.returncode, output

@@ -1,0 +1,72 @@
+"""GPTQ on the whole model over bits, groups, damping and the amount of calibration text. Takes long.
+
+Each row is kept as soon as it is measured (recorded/gptq_sweep.json), and rows that are there already are not
+measured again: the run can be interrupted. Lesson 04 draws its larger tables from the record.
+"""
+
+import gc
+
+from course_utils import data, measure, models, records
+from course_utils.quantize import gptq, layerwise
+from course_utils.quantize.affine import Scheme
+
+TITLE = "GPTQ over bits, groups, damping and calibration text"
+HELDOUT_TOKENS, WINDOW = 8192, 512
+NAME = "gptq_sweep"
+
+# (method, bits, group, symmetric, order, damping, calibration tokens)
+GPTQ, RTN = "GPTQ", "round to nearest"
+RUNS = [
+    ("FP32", 32, None, True, "", 0.0, 0),
+    (RTN, 8, None, True, "", 0.0, 0),
+    (RTN, 4, 64, True, "", 0.0, 0),
+    (RTN, 4, None, True, "", 0.0, 0),
+    (GPTQ, 4, 64, True, "natural", 0.01, 4096),
+    (GPTQ, 4, 64, True, "natural", 0.2, 4096),
+    (GPTQ, 4, None, True, "natural", 0.2, 4096),
+    (GPTQ, 4, 64, True, "natural", 0.2, 16384),
+    (RTN, 3, 64, True, "", 0.0, 0),
+    (GPTQ, 3, 64, True, "natural", 0.2, 4096),
+    (RTN, 3, None, True, "", 0.0, 0),
+    (GPTQ, 3, None, True, "natural", 0.2, 4096),
+    (GPTQ, 4, 64, True, "grouped", 0.2, 4096),
+    (RTN, 4, 32, True, "", 0.0, 0),
+    (GPTQ, 4, 32, True, "natural", 0.2, 4096),
+    (RTN, 3, 32, True, "", 0.0, 0),
+    (GPTQ, 3, 32, True, "natural", 0.2, 4096),
+    (RTN, 4, 64, False, "", 0.0, 0),
+    (GPTQ, 4, 64, False, "natural", 0.2, 4096),
+    (GPTQ, 4, 64, True, "natural", 0.01, 16384),
+    (GPTQ, 4, 64, True, "natural", 0.2, 1024),
+    (GPTQ, 4, 64, True, "natural", 0.01, 1024),
+    (GPTQ, 4, 64, True, "activation", 0.2, 4096),
+    (RTN, 4, 32, False, "", 0.0, 0),
+]
+KEYS = ("method", "bits", "group", "symmetric", "order", "damping", "calibration tokens")
+
+
+def bench() -> list[dict]:
+    """All rows, measuring those that the record does not hold."""
+    kept = records.load(NAME)
+    rows = list(kept["results"]) if kept else []
+    done = {tuple(row[key] for key in KEYS) for row in rows}
+    for run in RUNS:
+        if run not in done:
+            rows.append(dict(zip(KEYS, run, strict=True)) | _measure(*run))
+            records.save(NAME, rows)
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _measure(method, bits, group, symmetric, order, damping, tokens):
+    model, tokenizer = models.load_lm()
+    heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT_TOKENS)
+    if method == RTN:
+        layerwise.round_to_nearest(model, Scheme(bits, group, symmetric))
+    elif method == GPTQ:
+        calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", tokens), WINDOW)
+        gptq.quantize_model(model, calibration, Scheme(bits, group, symmetric), order=order, damping=damping)
+    found = measure.perplexity(model, heldout, window=WINDOW)
+    del model
+    gc.collect()
+    return {"perplexity": found.value, "nll": found.nll, "tokens scored": found.tokens, "window": WINDOW}

@@ -1,0 +1,246 @@
+"""Calling engines: whatever way a process goes wrong ends in a clear result, never in an exception."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from course_utils import engines
+from course_utils.engines import environment
+from course_utils.engines.environment import Engine
+from course_utils.errors import CourseError
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    """Makes an engine of worker code. Its environment is complete, with this Python as its interpreter."""
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
+
+    def make(code, installed=True):
+        requirements, worker = tmp_path / "pins.txt", tmp_path / "worker.py"
+        requirements.write_text("")
+        worker.write_text(textwrap.dedent(code))
+        made = Engine("fake", "a test", requirements, worker, megabytes=12)
+        if installed:
+            made.python.parent.mkdir(parents=True)
+            made.python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+            made.python.chmod(0o755)
+            (made.folder / "installed.json").write_text(json.dumps({"pins": environment._pins(made)}))
+        return made
+
+    return make
+
+
+ECHO = """
+    import json, sys
+    request = json.load(sys.stdin)
+    print("chatter on standard output")
+    print("chatter on standard error", file=sys.stderr)
+    print(json.dumps({"twice": 2 * request["n"]}))
+"""
+
+
+def test_answer(engine):
+    answer = engines.run(engine(ECHO), {"n": 21})
+    assert answer and answer.values == {"twice": 42} and answer.seconds > 0
+
+
+def test_logs_of_good_runs_are_not_kept(engine):
+    fake = engine(ECHO)
+    engines.run(fake, {"n": 1})
+    assert not list(fake.folder.glob("*.log"))
+
+
+def test_missing_environment_says_how_to_install(engine):
+    result = engines.run(engine(ECHO, installed=False), {"n": 1})
+    assert not result and result.reason == "missing"
+    assert "course engines install fake" in str(result) and "12 MB" in str(result)
+
+
+def test_changed_pins_make_the_environment_stale(engine):
+    fake = engine(ECHO)
+    fake.requirements.write_text("numpy==2.2.6\n")
+    assert engines.run(fake, {"n": 1}).reason == "missing"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "words"),
+    [
+        ("raise RuntimeError('no such kernel')", "crashed", "no such kernel"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed", "signal 11"),
+        ("print('{\"half\": ')", "garbage", "no JSON object"),
+        ("print('[1, 2]')", "garbage", "no JSON object"),
+        ("pass", "garbage", "no JSON object"),
+        ("import sys; sys.stdout.buffer.write(b'\\xff\\xfe\\n')", "garbage", "no JSON object"),
+        ("print('{\"ok\": 1}'); raise SystemExit(3)", "crashed", "exit code 3"),
+        ("print('{\"error\": \"only Llama\"}')", "refused", "only Llama"),
+        ("import time; time.sleep(600)", "timeout", "2 seconds"),
+    ],
+)  # fmt: skip
+def test_what_goes_wrong_is_a_result(engine, code, reason, words):
+    result = engines.run(engine(code), {}, timeout=2 if reason == "timeout" else 60)
+    assert not result and result.reason == reason, result
+    assert words in str(result)
+    assert result.log.exists()
+
+
+def test_log_holds_what_the_worker_printed(engine):
+    result = engines.run(engine("import sys; print('out'); print('err', file=sys.stderr)"), {})
+    assert {"out", "err"} <= set(result.log.read_text().split())
+
+
+def test_timeout_ends_the_workers_own_children(engine, tmp_path):
+    pid_file = tmp_path / "pid"
+    code = f"""
+        import subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        open({str(pid_file)!r}, "w").write(str(child.pid))
+        time.sleep(600)
+    """
+    start = time.monotonic()
+    assert engines.run(engine(code), {}, timeout=8).reason == "timeout"
+    assert time.monotonic() - start < 60
+    pid = int(pid_file.read_text())
+    for _ in range(100):  # an orphan may stay as a zombie until it is reaped
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail(f"process {pid} is still alive")
+
+
+def test_large_requests_and_answers_pass(engine):
+    code = """
+        import json, sys
+        request = json.load(sys.stdin)
+        print("x" * 1_000_000)
+        print(json.dumps({"back": request["numbers"]}))
+    """
+    numbers = list(range(200_000))
+    assert engines.run(engine(code), {"numbers": numbers}).values["back"] == numbers
+
+
+def test_interpreter_that_does_not_start(engine):
+    fake = engine(ECHO)
+    fake.python.write_text("")
+    fake.python.chmod(0o644)
+    result = engines.run(fake, {"n": 1})
+    assert result.reason == "crashed" and "--again" in str(result)
+
+
+def test_worker_does_not_see_our_packages(engine, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/somewhere/of/ours")
+    code = "import json, os; print(json.dumps({'path': os.environ.get('PYTHONPATH')}))"
+    answer = engines.run(engine(code), {})
+    assert answer.values == {"path": None}
+
+
+def test_wrong_arguments_raise(engine):
+    with pytest.raises(ValueError, match="known: auto-gptq"):
+        engines.run("nothing", {})
+    fake = engine(ECHO)
+    with pytest.raises(ValueError, match="timeout"):
+        engines.run(fake, {}, timeout=0)
+    with pytest.raises(TypeError):
+        engines.run(fake, {"n": object()})
+
+
+# ---- installing ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A package that can be installed without any index."""
+    source = tmp_path / "package"
+    source.mkdir()
+    (source / "tiny_engine.py").write_text("NAME = 'tiny'\n")
+    (source / "setup.py").write_text(
+        "from setuptools import setup\nsetup(name='tiny-engine', version='1', py_modules=['tiny_engine'])\n")
+    return source
+
+
+USES_IT = """
+    import json, sys
+    import tiny_engine
+    print(json.dumps({"name": tiny_engine.NAME, "prefix": sys.prefix}))
+"""
+
+
+@pytest.mark.slow
+def test_install_run_and_redo_after_an_interrupt(engine, package, monkeypatch):
+    fake = engine(USES_IT, installed=False)
+    # Nothing but this line: no build isolation, so setuptools must be there before.
+    fake.requirements.write_text(f"setuptools\ntiny-engine @ file://{package}\n")
+    fake = replace(fake, build_first=("setuptools",))
+    folder = engines.install(fake)
+    answer = engines.run(fake, {})
+    assert answer.values["name"] == "tiny" and Path(answer.values["prefix"]).resolve() == folder.resolve()
+
+    stamp = (folder / "installed.json").stat().st_mtime_ns
+    engines.install(fake)
+    assert (folder / "installed.json").stat().st_mtime_ns == stamp, "a complete environment was built again"
+
+    (folder / "installed.json").unlink()  # as an interrupt leaves it
+    (folder / "rubbish").write_text("half")
+    assert engines.run(fake, {}).reason == "missing"
+    engines.install(fake)
+    assert engines.run(fake, {}) and not (folder / "rubbish").exists()
+
+
+def test_killed_install_is_not_taken_for_complete(engine, tmp_path):
+    """kill -9 in the middle of an install: the environment is there, its marker is not."""
+    fake = engine(ECHO, installed=False)
+    code = f"""
+import sys
+from pathlib import Path
+from course_utils import engines
+from course_utils.engines import environment
+from course_utils.engines.environment import Engine
+def hang(*args):
+    (Path({str(fake.folder)!r})).mkdir(parents=True)
+    print("building", flush=True)
+    import time; time.sleep(600)
+environment._run = hang
+engines.install(Engine("fake", "a test", Path({str(fake.requirements)!r}), Path({str(fake.worker)!r})))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                               env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
+    assert process.stdout.readline() == "building\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert fake.folder.exists() and not engines.is_installed(fake)
+
+
+def test_failed_install_names_the_cause_and_the_log(engine):
+    fake = engine(ECHO, installed=False)
+    fake.requirements.write_text("no such == requirement\n")
+    with pytest.raises(CourseError, match=r"installing fake failed while .*log: .*fake-install\.log"):
+        engines.install(fake)
+    assert not engines.is_installed(fake)
+
+
+def test_missing_requirements_file(engine, tmp_path):
+    fake = replace(engine(ECHO, installed=False), requirements=tmp_path / "absent.txt")
+    with pytest.raises(CourseError, match="absent.txt is missing"):
+        engines.install(fake)
+
+
+def test_registered_engines_have_their_files():
+    for made in engines.ENGINES.values():
+        assert made.requirements.exists() and made.worker.exists()
+        pins = [line for line in made.requirements.read_text().splitlines() if line and line[0] != "#"]
+        assert all("==" in line for line in pins), "every requirement is pinned"
+        assert {line.split("==")[0] for line in pins} >= set(made.build_first)
+        # The worker runs where the course is not installed.
+        assert "course_utils" not in made.worker.read_text()
