@@ -395,7 +395,7 @@ def _judge_prediction(prediction, value, id):
     right = prediction.answer() if callable(prediction.answer) else prediction.answer
     if isinstance(right, str):
         return _judge_choice(prediction, right, value, id)
-    wanted, number = as_number(right), as_number(value)
+    wanted, number = as_number(right), _as_number(value)
     if isinstance(number, int) and abs(number) > 1e300:  # too large for a float
         number = float("inf") if number > 0 else -float("inf")
     unit = f" {prediction.unit}" if prediction.unit else ""
@@ -413,15 +413,23 @@ def _judge_prediction(prediction, value, id):
     return Result(FAILED, 1, "\n  ".join(lines + [advice] * bool(advice)))
 
 
+def _as_number(value):
+    try:
+        return as_number(value)
+    except Exception:  # an object that cannot even be asked for its type is no number
+        return None
+
+
 def _judge_choice(prediction, right, value, id):
-    if isinstance(value, str) and value.strip().lower() == right.strip().lower():
+    value = value if type(value) is str else describe(value)
+    if value.strip().lower() == right.strip().lower():
         return Result(PASSED, 1, f"{id}: passed. It is {right!r}.")
     advice = prediction.hint and f"Hint: {prediction.hint}"
     for planted, message in prediction.mistakes:
         planted = planted() if callable(planted) else planted
-        if isinstance(value, str) and value.strip().lower() == str(planted).strip().lower():
+        if value.strip().lower() == str(planted).strip().lower():
             advice = f"Likely mistake: {message}"
-    lines = [f"{id}: failed. {describe(value)} is not the answer."] + [advice] * bool(advice)
+    lines = [f"{id}: failed. {value!r} is not the answer."] + [advice] * bool(advice)
     return Result(FAILED, 1, "\n  ".join(lines))
 
 

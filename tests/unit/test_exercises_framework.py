@@ -159,6 +159,14 @@ class Evil:
     __hash__ = None
 
 
+class Disguised:
+    """Cannot even be asked what it is."""
+
+    @property
+    def __class__(self):
+        raise OSError("evil")
+
+
 class EvilError(Exception):
     def __str__(self):
         raise OSError("evil")
@@ -203,6 +211,7 @@ def swallows(weight, bits=4):
         (lambda weight, bits=4: None, "None .is a `return` missing"),
         (lambda weight, bits=4: (x for x in [1]), "a generator"),
         (lambda weight, bits=4: Evil(), "an object of type Evil"),
+        (lambda weight, bits=4: Disguised(), "an object of type Disguised"),
         (lambda weight, bits=4: weight, "shape"),
         (lambda weight, bits=4: row_scale(weight, max(bits, 2)).numpy(), "float32 array of shape"),
         (lambda weight, bits=4: row_scale(weight, bits).long(), "int64 tensor"),
@@ -376,11 +385,17 @@ def test_prediction_explains_without_giving_the_answer_away():
         assert "538,060,032" not in message
 
 
-@pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e-300, -1, 10**400], ids=lambda value: str(value)[:9])
+@pytest.mark.parametrize(
+    "value", [float("inf"), -float("inf"), 1e-300, -1, pytest.param(10**400, id="huge")]
+)
 def test_predictions_of_zero(value):
     zero = Prediction(id="zero", answer=0)
     assert exercises._judge(zero, value, "91.zero").status == "failed"
     assert exercises._judge(zero, 0.0, "91.zero").status == "passed"
+
+
+def test_a_prediction_that_cannot_be_asked_what_it_is():
+    assert status("91.bytes", Disguised()) == "failed"
 
 
 def test_choices():
