@@ -1,0 +1,97 @@
+"""Any tensor in any format, and a whole model in one format after another."""
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from course_utils.formats.blocks import BLOCKS, quantize
+from course_utils.formats.floats import FLOATS, TF32, round_to
+
+FORMATS = FLOATS | BLOCKS
+
+
+def convert(x: torch.Tensor, name: str) -> tuple[torch.Tensor, int]:
+    """(x rounded to the format, as float32; the bytes it takes there, scales included).
+
+    Plain floats saturate where x is out of range. TF32 takes 4 bytes: it exists inside matrix units only.
+    Raises ValueError for an unknown name, and what `round_to` and `quantize` raise.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"no format {name!r}; there are {', '.join(FORMATS)}")
+    if name in BLOCKS:
+        quantized = quantize(x, BLOCKS[name])
+        return quantized.dequantize(), quantized.nbytes
+    bits = 32 if name == TF32.name else FLOATS[name].bits
+    return round_to(x, FLOATS[name], saturate=True), -(-x.numel() * bits // 8)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a model's weights became in a format.
+
+    nbytes   true bytes of all parameters: matrices in the format, scales included, the rest as it was
+    weights  number of weights that were converted
+    bits     bits of such a weight, scales included
+    error    |converted - original| / |original|, Euclidean norms over all converted weights
+    """
+
+    name: str
+    nbytes: int
+    weights: int
+    bits: float
+    error: float
+
+    def row(self):
+        return {
+            "bits per weight": round(self.bits, 3),
+            "MB": round(self.nbytes / 1e6, 1),
+            "weight error (%)": float(f"{100 * self.error:.3g}"),
+        }
+
+
+@contextmanager
+def converting(model: torch.nn.Module):
+    """Put the matrices of a model into one format after another; at the end they are what they were.
+
+        with formats.converting(model) as put_weights_in:
+            print(put_weights_in("NF4"))
+            print(measure.perplexity(model, tokens))
+
+    Yields a function: name of a format -> Conversion. Each call starts from the original weights and leaves
+    the values that the format can hold in the model, in the model's own dtype. Vectors (norms, biases) stay.
+    The originals wait in files in a temporary folder: one model in memory is enough.
+
+    The function raises what `convert` raises.
+    """
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    others = sum(parameter.nbytes for parameter in model.parameters() if parameter.dim() != 2)
+    count = sum(matrix.numel() for matrix in matrices)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{n}.pt" for n in range(len(matrices))]
+        for matrix, file in zip(matrices, files, strict=True):
+            torch.save(matrix.detach().clone(), file)
+
+        def originals():
+            for matrix, file in zip(matrices, files, strict=True):
+                yield matrix, torch.load(file, map_location=matrix.device)
+
+        def put_weights_in(name: str) -> Conversion:
+            nbytes, lost, size = 0, 0.0, 0.0
+            progress = tqdm(originals(), desc=name, total=len(files), unit="matrix", leave=False, delay=3)
+            for matrix, original in progress:
+                values, taken = convert(original, name)
+                matrix.data.copy_(values)
+                nbytes += taken
+                size += original.float().norm().item() ** 2
+                lost += values.sub_(original).norm().item() ** 2
+            return Conversion(name, nbytes + others, count, 8 * nbytes / count, (lost / size) ** 0.5)
+
+        try:
+            yield put_weights_in
+        finally:
+            for matrix, original in originals():
+                matrix.data.copy_(original)
