@@ -61,11 +61,13 @@ def load_lm(name: str | Path | None = None, *, dtype: torch.dtype = torch.float3
     device = _device(device)
     name = os.fspath(name or os.environ.get("COURSE_LM") or "")
     source = _source(name) if name else embedded_lm()
-    local = Path(source).is_dir()
-    with _quiet(progress=not local), _explained(str(source)):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, local_files_only=local, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+    with _explained(str(source)):
+        try:  # what is on the disk needs no network, and stays the same from run to run
+            model, tokenizer, report = _from_pretrained(source, dtype, local_files_only=True)
+        except OSError:
+            if Path(source).is_dir():
+                raise
+            model, tokenizer, report = _from_pretrained(source, dtype, local_files_only=False)
     if report["missing_keys"]:
         raise ValueError(f"{source} is no causal language model: it has no weights for "
                          f"{', '.join(sorted(report['missing_keys'])[:2])}")
@@ -171,6 +173,14 @@ def _convert(folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         steps.update()
+
+
+def _from_pretrained(source, dtype: torch.dtype, local_files_only: bool):
+    with _quiet(progress=not local_files_only):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, local_files_only=local_files_only, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+    return model, tokenizer, report
 
 
 def _device(name) -> torch.device:

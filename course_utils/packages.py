@@ -31,7 +31,8 @@ def get_requires_for_build_wheel(config_settings=None):
 
 def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
     fields = message_from_bytes(Path("PKG-INFO").read_bytes())
-    folder = Path(metadata_directory, f"{fields['Name']}-{fields['Version']}.dist-info")
+    name = fields["Name"].replace("-", "_")
+    folder = Path(metadata_directory, f"{name}-{fields['Version']}.dist-info")
     folder.mkdir()
     shutil.copy("PKG-INFO", folder / "METADATA")
     return folder.name
