@@ -9,7 +9,8 @@ import importlib
 import importlib.util
 import os
 
-from course_utils.exercises.judge import (
+from course_utils.exercises.judge import judge as _judge
+from course_utils.exercises.spec import (
     FAILED,
     NOT_ATTEMPTED,
     PASSED,
@@ -19,7 +20,6 @@ from course_utils.exercises.judge import (
     Prediction,
     Result,
 )
-from course_utils.exercises.judge import judge as _judge
 
 __all__ = [
     "FAILED", "MODULES", "NOT_ATTEMPTED", "PASSED", "Case", "Exercise", "Mistake", "Prediction", "Result",

@@ -1,0 +1,112 @@
+"""Run a function on one case, whatever it does: raise, print, loop for ever, change its arguments."""
+
+import contextlib
+import copy
+import dataclasses
+import io
+import random
+import signal
+import sys
+import threading
+import time
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a call came to: a value or an error."""
+
+    value: Any
+    error: BaseException | None
+    arguments: tuple  # (args, kwargs) after the call
+
+
+class TimeLimit(BaseException):
+    """Raised inside an answer that runs too long. No Exception: `except Exception` must not swallow it."""
+
+
+def run(exercise, function, case, quiet=False) -> Outcome:
+    """Call `function` on copies of the case's arguments. Raises nothing but KeyboardInterrupt."""
+    args, kwargs = copy.deepcopy((case.args, case.kwargs))
+    call = exercise.call or (lambda function, *args, **kwargs: function(*args, **kwargs))
+    value = error = None
+    with _seeded(), _output(quiet):
+        try:
+            with _time_limit(exercise.seconds):
+                value = call(function, *args, **kwargs)
+        except KeyboardInterrupt:
+            raise  # the learner pressed stop
+        except BaseException as caught:  # whatever else an answer raises, SystemExit too, is a result
+            error = caught
+    return Outcome(value, error, (args, kwargs))
+
+
+def run_reference(exercise, case, id) -> Outcome:
+    """`run` the exercise's own reference. Raises RuntimeError when that does not do what the case says."""
+    outcome = run(exercise, exercise.reference, case, quiet=True)
+    right = outcome.error is None if case.raises is None else isinstance(outcome.error, case.raises)
+    if not right:
+        raise RuntimeError(
+            f"exercise {id} is broken, case {case.label!r}: its own reference gave {outcome.error!r} where "
+            f"{case.raises or 'no exception'} was meant. Please report it."
+        ) from outcome.error
+    return outcome
+
+
+@contextlib.contextmanager
+def _seeded():
+    """The same random numbers for every call, and the learner's own sequences left as they were."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def _output(quiet):
+    """Keep the answer's prints, drop those of our own functions.
+
+    Warnings go to stdout: nbgrader gives no points to a cell that writes to stderr.
+    """
+    sink = io.StringIO() if quiet else sys.stdout
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stderr(sink))
+        if quiet:
+            stack.enter_context(contextlib.redirect_stdout(sink))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _time_limit(seconds):
+    """Raise `TimeLimit` in the block after `seconds`, where the platform has interval timers."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_):
+        raise TimeLimit(f"stopped after {seconds:g} seconds: does a loop never end?")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    started = time.monotonic()
+    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if remaining:  # a timer of somebody else, such as a test's
+            signal.setitimer(
+                signal.ITIMER_REAL, max(remaining - (time.monotonic() - started), 0.001), interval
+            )
