@@ -184,3 +184,18 @@ def test_nbgrader_itself_releases_and_grades_the_solutions(synced, tmp_path):
     with Gradebook(f"sqlite:///{course}/gradebook.db") as gradebook:
         scores = {s.student.id: (s.score, s.max_score) for s in gradebook.assignment_submissions("lesson")}
     assert scores == {"alice": (7, 7), "bob": (0, 7)}
+
+
+def test_nbgrader_s_validator_runs_the_learner_s_notebook(synced):
+    from nbgrader.validator import Validator
+
+    def found(kind):
+        return Validator().validate(str(synced.root / kind / "90_sample.ipynb"))
+
+    assert found("solutions") == {}
+    failed = found("notebooks")["failed"]
+    assert len(failed) == 4 and "AssertionError" in failed[0]["error"]
+    path = synced.root / "notebooks/90_sample.ipynb"
+    path.write_text(path.read_text().replace('check(\\"90.halve\\", halve)', 'print(\\"passed\\")'))
+    (changed,) = found("notebooks")["changed"]
+    assert 'print("passed")' in changed["source"]
