@@ -1,0 +1,228 @@
+"""A short training loop for sentence classifiers, and the classifier that several lessons start from.
+
+    model, tokenizer = load_classifier()             MiniLM, fine-tuned on movie reviews once, then cached
+    run = train(model, tokenizer, examples, steps=40)
+    evaluate(model, tokenizer, held_out)             accuracy with its 95 % interval
+
+An example is a pair (text, label), as course_utils.data.reviews returns them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from course_utils import data, measure, models
+from course_utils.cache import cached_folder
+
+MAX_LENGTH = 40  # tokens: 87 % of the movie reviews fit whole, the others lose their end
+CHUNK = 16  # batches: sentences are sorted by length inside chunks of so many, to waste little on padding
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training run did. losses: mean cross-entropy of each step's batch, in nats."""
+
+    losses: list[float] = field(repr=False)
+    seconds: float
+    examples: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        return len(self.losses)
+
+    @property
+    def minutes(self) -> float:
+        return self.seconds / 60
+
+    def smoothed(self, window: int = 10) -> list[float]:
+        """Running mean of the losses over the last `window` steps: a curve that can be read."""
+        spans = [self.losses[max(0, i + 1 - window) : i + 1] for i in range(self.steps)]
+        return [sum(span) / len(span) for span in spans]
+
+    def __str__(self) -> str:
+        end = self.smoothed()[-1]
+        return f"{self.steps} steps in {self.minutes:.1f} min, loss {end:.3f} at the end"
+
+
+def train(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, epochs: int | None = None,
+          steps: int | None = None, batch_size: int = 16, lr: float = 1e-4, seed: int = 0,
+          max_length: int = MAX_LENGTH, frozen: tuple[str, ...] = ("embeddings",),
+          progress: str = "training") -> Training:
+    """Train a sequence classifier in place with AdamW. Returns a Training.
+
+    model      transformers sequence classifier: model(input_ids, attention_mask).logits is [batch, classes]
+    examples   pairs (text, label), label from 0 to classes - 1
+    epochs or steps   how long; give exactly one. Steps beyond one pass start the next in a new order
+    lr         highest learning rate: reached after a tenth of the steps, then falling in a line to 0
+    max_length tokens; longer texts are cut
+    frozen     parameters with one of these words in their name are left alone
+    progress   name of the progress bar
+
+    The same seed gives the same order of sentences and the same dropout. With the same machine and number of
+    threads the result is the same to the bit; elsewhere sums are rounded in another order, and the difference
+    grows from step to step.
+    Raises ValueError for arguments that do not fit, RuntimeError when the loss is no longer a number.
+    """
+    _check(examples, model, epochs, steps, batch_size, max_length)
+    device = next(model.parameters()).device
+    encoded = _encode(tokenizer, [text for text, _ in examples], max_length)
+    labels = torch.tensor([label for _, label in examples])
+    total = steps if steps is not None else epochs * math.ceil(len(examples) / batch_size)
+    losses: list[float] = []
+    start = time.perf_counter()
+    with _training(model, frozen, seed, device) as parameters, _progress(total, progress) as bar:
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_up_then_fall(step, total))
+        for rows in _endless_batches([len(ids) for ids in encoded], batch_size, seed, total):
+            logits = model(**_pad(tokenizer, [encoded[row] for row in rows], device)).logits
+            loss = F.cross_entropy(logits.float(), labels[rows].to(device))
+            if not torch.isfinite(loss):
+                raise RuntimeError(f"the loss became {loss.item()} at step {len(losses) + 1}: lower lr, {lr}")
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            bar.update()
+    return Training(losses, time.perf_counter() - start, len(examples), seed)
+
+
+def predict(model: nn.Module, tokenizer, texts: list[str], *, batch_size: int = 32,
+            max_length: int = MAX_LENGTH) -> Tensor:
+    """Logits of a sequence classifier, float32 [texts, classes] on the CPU, in the order of the texts."""
+    if not texts:
+        raise ValueError("no texts to classify; give at least one")
+    device = next(model.parameters()).device
+    encoded = _encode(tokenizer, texts, max_length)
+    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+    logits = None
+    with measure.evaluating(model), _progress(len(texts), "predicting", "text") as bar:
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            out = model(**_pad(tokenizer, [encoded[row] for row in rows], device)).logits.float().cpu()
+            logits = torch.empty(len(texts), out.shape[1]) if logits is None else logits
+            logits[rows] = out
+            bar.update(len(rows))
+    return logits.clone()
+
+
+def evaluate(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, batch_size: int = 32,
+             max_length: int = MAX_LENGTH) -> measure.Accuracy:
+    """Accuracy of a sequence classifier on pairs (text, label), with its 95 % confidence interval."""
+    logits = predict(model, tokenizer, [text for text, _ in examples], batch_size=batch_size,
+                     max_length=max_length)
+    return measure.accuracy(logits, [label for _, label in examples])
+
+
+# ---- the classifier that lessons share -------------------------------------------------------------------
+
+
+def load_classifier(device: str = "cpu"):
+    """MiniLM fine-tuned in FP32 to tell positive movie reviews (label 1) from negative ones (label 0).
+
+    Trained on first use: one pass over the training sentences, embeddings frozen, about two minutes on two
+    cores. Then cached. A base trained on another machine is not the same to the bit: see `train`.
+    Returns (model, tokenizer); the model is in eval mode.
+    """
+    folder = cached_folder("minilm-movie-reviews", _build_classifier, version="1")
+    model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.eval().to(device), tokenizer
+
+
+def prepare() -> None:
+    """Train the shared classifier unless it is cached."""
+    load_classifier()
+
+
+def _build_classifier(folder: Path) -> None:
+    model, tokenizer = models.load_encoder(num_labels=2)
+    train(model, tokenizer, data.reviews("train"), epochs=1, progress="Fine-tuning MiniLM on movie reviews")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# ---- the parts of the loop -------------------------------------------------------------------------------
+
+
+def _encode(tokenizer, texts: list[str], max_length: int) -> list[list[int]]:
+    return tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+
+
+def _pad(tokenizer, encoded: list[list[int]], device) -> dict[str, Tensor]:
+    """One batch: input_ids and attention_mask, int64 [batch, longest of the batch]."""
+    batch = tokenizer.pad({"input_ids": encoded}, return_tensors="pt")
+    return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+
+
+def _endless_batches(lengths: list[int], batch_size: int, seed: int, total: int):
+    """`total` lists of row numbers. Each pass is shuffled; within a chunk, rows of like length meet."""
+    generator = torch.Generator().manual_seed(seed)
+    done = 0
+    while done < total:
+        order = torch.randperm(len(lengths), generator=generator).tolist()
+        batches = []
+        for first in range(0, len(order), CHUNK * batch_size):
+            chunk = sorted(order[first : first + CHUNK * batch_size], key=lambda row: lengths[row])
+            batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+        for index in torch.randperm(len(batches), generator=generator).tolist()[: total - done]:
+            yield batches[index]
+        done += len(batches)
+
+
+def _warm_up_then_fall(step: int, total: int) -> float:
+    warm_up = max(1, total // 10)
+    return (step + 1) / warm_up if step < warm_up else (total - step) / max(1, total - warm_up)
+
+
+@contextmanager
+def _training(model: nn.Module, frozen: tuple[str, ...], seed: int, device):
+    """The parameters to train. Inside the block the model is in training mode, random numbers are seeded."""
+    wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    mode = model.training
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            for name, parameter in model.named_parameters():
+                if any(word in name for word in frozen):
+                    parameter.requires_grad_(False)
+            model.train()
+            yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+        finally:
+            model.train(mode)
+            model.zero_grad(set_to_none=True)
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(wanted[name])
+
+
+def _progress(total: int, what: str, unit: str = "step"):
+    return tqdm(total=total, desc=what, unit=unit, leave=False, delay=2)
+
+
+def _check(examples, model, epochs, steps, batch_size, max_length) -> None:
+    if (epochs is None) == (steps is None):
+        raise ValueError("give either epochs or steps, not both and not neither")
+    for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if not examples:
+        raise ValueError("no examples to train on; give pairs (text, label)")
+    classes = model.config.num_labels
+    strange = next((label for _, label in examples if not 0 <= label < classes), None)
+    if strange is not None:
+        raise ValueError(f"label {strange!r} does not fit a model with classes 0 to {classes - 1}")
+    longest = model.config.max_position_embeddings
+    if not 3 <= max_length <= longest:
+        raise ValueError(f"max_length must be from 3 to {longest} tokens, not {max_length!r}")
