@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from course_utils.quantize import affine, layerwise
-from course_utils.quantize.affine import Scheme
+from course_utils.quantize.affine import Quantized, Scheme
 from course_utils.quantize.layerwise import Block
 
 RATIOS = tuple(i / 20 for i in range(20))  # 0, 0.05 ... 0.95
@@ -283,9 +283,9 @@ class _Features(layerwise.Together):
         super().__init__(importance=layerwise.MeanAbs(), sample=layerwise.Sample(limit))
 
 
-def awq_block(block: Block, scheme: Scheme, use_clip: bool = True,
-              ratios: Iterable[float] = RATIOS) -> list[Choice]:
-    """Scale, clip and fake-quantize one block in place. Its statistics must be `_Features`."""
+def awq_block(block: Block, scheme: Scheme, use_clip: bool = True, ratios: Iterable[float] = RATIOS,
+              keep: dict[str, Quantized] | None = None) -> list[Choice]:
+    """Scale, clip and quantize one block in place, as `awq` does. Its statistics must be `_Features`."""
     groups = scaling_groups(block.module)
     features = block.statistics
     samples = {name: feature.sample.inputs for name, feature in features.items()}
@@ -312,7 +312,10 @@ def awq_block(block: Block, scheme: Scheme, use_clip: bool = True,
             largest = affine.to_groups(weight, scheme).abs().amax(dim=-1)
             clipped[name] = (bounds < largest).float().mean().item()
             weight = clip(weight, bounds)
-        linear.weight.data.copy_(affine.fake_quantize(weight, scheme))
+        quantized = affine.quantize(weight, scheme)
+        linear.weight.data.copy_(affine.dequantize(quantized))
+        if keep is not None:
+            keep[f"{block.name}.{name}"] = quantized
     return [Choice(f"{block.name}.{name}", search, sum(clipped.get(n, 0.0) for n in names) / len(names))
             for name, search, names in choices]
 
@@ -351,12 +354,14 @@ def awq(
     ratios: Iterable[float] = RATIOS,
     search_tokens: int = 256,
     progress: bool = True,
+    keep: dict[str, Quantized] | None = None,
 ) -> list[Choice]:
     """Quantize the linear layers of all blocks of a Llama-style model in place. Returns what was chosen.
 
     tokens: calibration text, LongTensor [n, length]. The importance of a channel is taken over all of it; the
     searches look at about `search_tokens` tokens of it (at least one window for the attention), which bounds
     their time and memory. ratios=(0,), use_clip=False is round to nearest.
+    keep: a dict that receives the integers and scales of each layer by full name, for `awq_format.save`.
     Raises ValueError for models whose norms cannot take the scale; the model is restored on any error.
     """
     if search_tokens < 1:
@@ -371,7 +376,7 @@ def awq(
     layerwise.walk(
         model,
         tokens,
-        lambda block: choices.extend(awq_block(block, scheme, use_clip, ratios)),
+        lambda block: choices.extend(awq_block(block, scheme, use_clip, ratios, keep)),
         lambda: _Features(search_tokens),
         batch_size=max(1, search_tokens // max(1, length)),
         progress=progress,

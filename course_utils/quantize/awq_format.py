@@ -17,8 +17,15 @@ reads as quant_method "awq".
 
 from __future__ import annotations
 
+import copy
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
 import torch
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from course_utils.quantize.affine import Quantized, Scheme
 
@@ -84,3 +91,45 @@ def unpack(tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Qu
                          f"{list(scale.shape)}, zero points {list(zero.shape)}")
     scheme = Scheme(BITS, q.shape[1] // groups if groups > 1 else None, symmetric=False)
     return Quantized(q, scale, zero.contiguous(), scheme, dtype)
+
+
+def save(folder: str | Path, model: nn.Module, tokenizer, quantized: dict[str, Quantized]) -> Path:
+    """Write a folder that transformers and GPTQModel load as an AWQ model; returns its path.
+
+    model: after `awq.awq(..., keep=quantized)`; everything but the quantized layers (the folded norms among
+    it) is stored as FP16. Written aside and renamed: no half-written checkpoint survives.
+    Raises FileExistsError when the folder exists, ValueError when the format cannot hold the layers.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: name another folder, or remove it first")
+    schemes = {layer.scheme for layer in quantized.values()}
+    if len(schemes) != 1:
+        raise ValueError(f"a checkpoint has one scheme for all layers, got {len(schemes)}")
+    tensors = {f"{name}.{part}": tensor.contiguous() for name, layer in quantized.items()
+               for part, tensor in pack(layer).items()}
+    for name, tensor in model.state_dict().items():
+        tied = name == "lm_head.weight" and model.config.tie_word_embeddings
+        if name.removesuffix(".weight") not in quantized and not tied:
+            tensors[name] = (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
+    config = copy.deepcopy(model.config)
+    config.quantization_config = quantization_config(schemes.pop())
+    config.dtype = torch.float16
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(aside)
+        model.generation_config.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        aside.chmod(0o755)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def quantization_config(scheme: Scheme) -> dict:
+    """What stands in config.json, by which loaders decide how to read the tensors."""
+    return {"quant_method": "awq", "version": "gemm", "bits": scheme.bits, "group_size": scheme.group or -1,
+            "zero_point": True, "modules_to_not_convert": ["lm_head"]}

@@ -1,0 +1,99 @@
+"""Our AWQ beside GPTQModel's: same model, bits, group, calibration windows and held-out text, one run.
+
+GPTQModel's result is read back from the checkpoint it writes, through our reader of the format, so that both
+are measured by the same code in FP32. Both searches see all calibration tokens in their importance; CPU
+seconds are given beside wall seconds: they hold on a machine that is not quiet.
+"""
+
+import gc
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from course_utils import data, measure, models
+from course_utils.quantize import affine, awq, awq_format, layerwise
+from course_utils.quantize.affine import Scheme
+
+TITLE = "AWQ 4 bit, group 64, zero points: ours beside GPTQModel"
+RATIO_OF = "cpu seconds"
+SCHEME = Scheme(bits=4, group=64, symmetric=False)
+CALIBRATION_TOKENS, CALIBRATION_WINDOW = 4096, 256
+HELDOUT_TOKENS, WINDOW = 8192, 512
+
+
+def bench() -> list[dict]:
+    """One row for GPTQModel, two of ours (more and fewer tokens in the search), and the two baselines."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
+    _, tokenizer = models.load_lm()
+    text = data.wikipedia_tokens(tokenizer, "calibration", CALIBRATION_TOKENS)
+    text = data.windows(text, CALIBRATION_WINDOW)
+    heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT_TOKENS)
+    methods = {
+        "GPTQModel, its defaults": lambda: _gptqmodel(text),
+        "ours, search on 256 tokens": lambda: _ours(text, 256),
+        "ours, search on 1024 tokens": lambda: _ours(text, 1024),
+        "round to nearest": lambda: _timed(lambda model: layerwise.round_to_nearest(model, SCHEME)),
+        "FP32": lambda: _timed(lambda model: None),
+    }
+    rows = []
+    for name, method in methods.items():
+        model, wall, cpu, peak = method()
+        found = measure.perplexity(model, heldout, window=WINDOW)
+        rows.append({
+            "method": name, "perplexity": found.value, "nll": found.nll, "wall seconds": wall,
+            "cpu seconds": cpu, "peak MB": peak, "calibration tokens": text.numel(),
+            "tokens scored": found.tokens, "window": WINDOW, "threads": torch.get_num_threads(),
+        })
+        print(rows[-1], flush=True)
+        del model
+        gc.collect()
+    return rows
+
+
+def _timed(work, load=lambda: models.load_lm()[0]):
+    """(model, wall seconds, CPU seconds of all threads, peak memory in MB) of the work, loading left out."""
+    model = load()
+    wall, cpu = time.perf_counter(), time.process_time()
+    with measure.peak_memory() as peak:
+        work(model)
+    return model, time.perf_counter() - wall, max(time.process_time() - cpu, 1e-9), peak.peak / 1e6
+
+
+def _ours(text, search_tokens):
+    return _timed(lambda model: awq.awq(model, text, SCHEME, search_tokens=search_tokens, progress=False))
+
+
+def _gptqmodel(text):
+    from gptqmodel import GPTQModel
+    from gptqmodel.quantization.config import FORMAT, AWQConfig
+
+    settings = AWQConfig(bits=SCHEME.bits, group_size=SCHEME.group, sym=SCHEME.symmetric, format=FORMAT.GEMM)
+    examples = [{"input_ids": window.tolist(), "attention_mask": [1] * len(window)} for window in text]
+    quantized, wall, cpu, peak = _timed(
+        lambda model: model.quantize(examples, batch_size=4),
+        lambda: GPTQModel.load(str(models.embedded_lm()), settings, dtype=torch.float32, device="cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        quantized.save(str(Path(folder) / "checkpoint"))
+        del quantized
+        gc.collect()
+        return _read(Path(folder) / "checkpoint"), wall, cpu, peak
+
+
+def _read(folder):
+    """The FP32 model that an AWQ checkpoint stands for."""
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(file)
+    model, _ = models.load_lm()
+    found = model.state_dict()
+    for name in [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]:
+        parts = {part: tensors.pop(f"{name}.{part}") for part in ("qweight", "qzeros", "scales")}
+        found[f"{name}.weight"].copy_(affine.dequantize(awq_format.unpack(parts)))
+    for name, tensor in tensors.items():  # the norms, which carry the scales
+        if name in found:
+            found[name].copy_(tensor)
+    return model
