@@ -300,7 +300,7 @@ WRONG = {
         (_half, "always 0.5"),
     ],
     "predict_saving": [
-        (75, "embedding stays"),
+        (75, "stays in FP32"),
         (50, "8 bits against 16"),
         (79, "do not vanish"),
         (41, "what remains"),
