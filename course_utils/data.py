@@ -268,7 +268,7 @@ def reviews(split: str, domain: str = "movie") -> list[tuple[str, int]]:
     """
     _check_choice("split", split, REVIEW_SPLITS)
     _check_choice("domain", domain, tuple(_FILES))
-    folder = cached_folder("reviews", _build_reviews, version="3", megabytes=10)
+    folder = cached_folder("reviews", _build_reviews, version="4", megabytes=10)
     rows = json.loads((folder / f"{domain}-{split}.json").read_text(encoding="utf-8"))
     return [(text, label) for text, label in rows]
 
@@ -281,7 +281,8 @@ def _build_reviews(folder: Path) -> None:
             for line in table.strip().split("\n"):
                 _, rating, text = line.split("\t", 2)
                 if abs(float(rating)) >= 0.5:
-                    text = " ".join(html.unescape(text).replace("''", '"').split())
+                    text = html.unescape(html.unescape(text))  # some characters are escaped twice
+                    text = " ".join(text.replace("''", '"').split())
                     sentences.setdefault(text, int(float(rating) > 0))
             rows = list(sentences.items())
             random.Random(0).shuffle(rows)
