@@ -84,7 +84,8 @@ def test_cleaning_keeps_what_a_reader_sees():
         "== See also ==\n* [[Milan]]\n=== More ===\nnothing\n"
         "== Climate ==\nMild&nbsp;and dry.\n== References ==\n{{reflist}}\n[[Category:Cities]]\n")
     assert data.clean_wikitext(source).split("\n\n") == [
-        "Rome is the capital of Italy, 10 km wide.", "Area", "It is magna.\na park", "Climate", "Mild and dry."]
+        "Rome is the capital of Italy, 10 km wide.",
+        "Area", "It is magna.\na park", "Climate", "Mild and dry."]
 
 
 @pytest.mark.parametrize("source, text", [
