@@ -40,6 +40,11 @@ class Project:
     def costs_file(self) -> Path:
         return self.root / "recorded" / "lesson_costs.json"
 
+    @property
+    def picture_file(self) -> Path:
+        """The README's picture, taken from an executed solution."""
+        return self.root / "docs" / "picture.png"
+
     def lessons(self, numbers=()) -> list[Path]:
         """Lesson sources in order; with `numbers` ("00", "1" or a file's name) only those."""
         found = sorted((self.root / "lessons").glob("[0-9][0-9]_*.py"))
@@ -47,6 +52,13 @@ class Project:
 
     def notebook(self, kind: str, lesson: Path) -> Path:
         return self.root / kind / f"{lesson.stem}.ipynb"
+
+    def notebooks(self, kind: str, numbers=()) -> list[Path]:
+        """Generated notebooks in order, chosen as in `lessons`. Raises ValueError when there is none."""
+        found = sorted((self.root / kind).glob("[0-9][0-9]_*.ipynb"))
+        if not found:
+            raise ValueError(f"there is nothing in {kind}/: run `course sync` first.")
+        return select(found, numbers)
 
     def relative(self, path: Path) -> Path:
         return path.relative_to(self.root) if path.is_relative_to(self.root) else path

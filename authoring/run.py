@@ -8,7 +8,7 @@ import nbformat
 from rich.console import Console
 from rich.table import Table
 
-from authoring.project import Project, select
+from authoring.project import Project
 from authoring.sync import replace_file
 
 
@@ -38,11 +38,8 @@ def run_lessons(
 
     A failing notebook is a row with its error; the others still run. Raises ValueError when there is none.
     """
-    files = select(sorted((project.root / kind).glob("[0-9][0-9]_*.ipynb")), numbers)
-    if not files:
-        raise ValueError(f"there is nothing in {kind}/: run `course sync` first.")
     rows = []
-    for file in files:
+    for file in project.notebooks(kind, numbers):
         rows.append(_run_one(project, file, kind, parameters, offline, on_cell))
         if done:
             done(rows[-1])

@@ -82,11 +82,7 @@ def verify(project, numbers=(), parameters=None) -> int:
 
     `parameters` (such as {"DEVICE": "cuda"}) replace those of the notebooks' parameters cell.
     """
-    from authoring.project import select
-
-    files = select(sorted((project.root / "solutions").glob("[0-9][0-9]_*.ipynb")), numbers)
-    if not files:
-        raise ValueError("there is nothing in solutions/: run `course sync` first.")
+    files = project.notebooks("solutions", numbers)
     with contextlib.ExitStack() as stack:
         if parameters:
             files = [stack.enter_context(_with_parameters(file, parameters)) for file in files]
