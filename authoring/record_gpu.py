@@ -10,6 +10,7 @@ bandwidth. A precision that does not fit is a row that says so. Writes recorded/
 
 import argparse
 import gc
+import subprocess
 
 import bitsandbytes as bnb
 import torch
@@ -113,6 +114,15 @@ def record(shape, device):
             "bandwidth (GB/s)": bandwidth.read / 1e9, "rows": rows}
 
 
+def driver_version():
+    """Version of the NVIDIA driver, "" without one."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return ""
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="13b")
@@ -122,8 +132,8 @@ def main():
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU here. --shape tiny --device cpu --out trial tries the code without one")
     results = record(options.shape, options.device)
-    driver = getattr(torch.cuda, "driver_version", lambda: None)() if options.device == "cuda" else None
-    path = records.save(options.out, results, bitsandbytes=bnb.__version__, cuda=torch.version.cuda, driver=driver)
+    versions = {"bitsandbytes": bnb.__version__, "cuda": torch.version.cuda, "driver": driver_version()}
+    path = records.save(options.out, results, **versions)
     print(measure.table(results["rows"]).to_string(index=False))
     print(f"written to {path}")
 

@@ -1,5 +1,6 @@
 """Bring notebooks/, solutions/ and the README's lesson table in step with lessons/, or check them."""
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -15,7 +16,8 @@ from nbformat.notebooknode import from_dict
 from authoring import generate
 from authoring.project import KINDS, LessonError, Project
 
-TABLE_BEGIN, TABLE_END = "<!-- lessons:begin -->", "<!-- lessons:end -->"
+TABLE = "lessons"  # between <!-- lessons:begin --> and <!-- lessons:end --> in the README
+PICTURE = "picture"
 
 
 def check(project: Project, numbers=()) -> list[str]:
@@ -35,7 +37,10 @@ def check(project: Project, numbers=()) -> list[str]:
     if not numbers:
         problems += orphans(project)
         if len(lessons) == len(project.lessons()) and readme_text(project, lessons, costs) is not None:
-            problems.append("README.md: the lesson table is out of step. Run `course sync`.")
+            problems.append("README.md: the lesson table or the picture is out of step. Run `course sync`.")
+        shown = picture(project)
+        if shown and (not project.picture_file.exists() or project.picture_file.read_bytes() != shown[0]):
+            problems.append(f"{project.relative(project.picture_file)}: out of step. Run `course sync`.")
     return problems
 
 
@@ -169,21 +174,47 @@ def save_costs(project: Project, stem: str, execution) -> None:
         replace_file(project.costs_file, json.dumps(costs, indent=1, sort_keys=True) + "\n")
 
 
-# --- the README's table -----------------------------------------------------------------------------------
+# --- the README's table and picture -----------------------------------------------------------------------
 
 
 def readme_text(project: Project, lessons, costs) -> str | None:
-    """The README with a fresh lesson table, or None when it is already right (or there is no README)."""
+    """The README with a fresh lesson table and picture; None when both are right (or there is no README)."""
     path = project.root / "README.md"
     if not path.exists():
         return None
     text = path.read_text()
-    if text.count(TABLE_BEGIN) != 1 or text.count(TABLE_END) != 1:
-        raise LessonError("README.md", None, f"needs one {TABLE_BEGIN} and one {TABLE_END}.")
-    before, _, rest = text.partition(TABLE_BEGIN)
-    after = rest.partition(TABLE_END)[2]
-    fresh = f"{before}{TABLE_BEGIN}\n{lesson_table(lessons, costs)}\n{TABLE_END}{after}"
+    fresh = _replace_part(text, TABLE, lesson_table(lessons, costs))
+    shown = picture(project)
+    if shown:
+        alt = shown[1].replace("[", "(").replace("]", ")")
+        link = f"[Picture from {project.settings['tool']['course']['picture'].partition('#')[0]}]"
+        target = project.settings["tool"]["course"]["picture"].partition("#")[0]
+        fresh = _replace_part(
+            fresh, PICTURE, f"![{alt}]({project.relative(project.picture_file)})\n\n*{alt} {link}({target})*")
     return None if fresh == text else fresh
+
+
+def _replace_part(text, name, content):
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise LessonError("README.md", None, f"needs one {begin} and one {end}.")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
+
+
+def picture(project: Project) -> tuple[bytes, str] | None:
+    """(PNG, alt text) of the README's picture: the output of the cell that pyproject.toml names.
+
+    None when it names none ("tool.course.picture"), or before that notebook was executed.
+    """
+    name, _, cell_id = project.settings.get("tool", {}).get("course", {}).get("picture", "").partition("#")
+    if not name or not (project.root / name).exists():
+        return None
+    for cell in nbformat.read(project.root / name, as_version=4).cells:
+        for output in cell.get("outputs", []) if cell.get("id") == cell_id else []:
+            if "image/png" in output.get("data", {}):
+                return base64.b64decode(output.data["image/png"]), output.metadata["image/png"]["alt"]
+    return None
 
 
 def _sync_readme(project, report) -> list[Path]:
@@ -192,12 +223,18 @@ def _sync_readme(project, report) -> list[Path]:
     except LessonError as error:  # somebody else's lesson, when only some were asked for
         report(f"README.md left as it is: {error}")
         return []
+    written = []
+    shown = picture(project)
+    if shown and (not project.picture_file.exists() or project.picture_file.read_bytes() != shown[0]):
+        replace_file(project.picture_file, shown[0])
+        written.append(project.picture_file)
     text = readme_text(project, lessons, read_costs(project))
-    if text is None:
-        return []
-    replace_file(project.root / "README.md", text)
-    report("wrote README.md (lesson table)")
-    return [project.root / "README.md"]
+    if text is not None:
+        replace_file(project.root / "README.md", text)
+        written.append(project.root / "README.md")
+    for path in written:
+        report(f"wrote {project.relative(path)}")
+    return written
 
 
 def lesson_table(lessons, costs) -> str:
@@ -299,12 +336,12 @@ def largest_cell(notebook) -> str:
     return max(notebook.cells, key=lambda cell: len(json.dumps(cell))).id
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Write aside, then rename: an interrupt leaves the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text)
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(aside, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

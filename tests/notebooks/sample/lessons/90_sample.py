@@ -48,5 +48,14 @@ print(f"now {time.time()}")
 # %% name="result"
 {"size": 3}
 
+# %% name="picture"
+import matplotlib.pyplot as plt
+
+from course_utils import plots
+
+fig, ax = plt.subplots(figsize=(2, 1))
+ax.plot([1, 2])
+plots.show(fig, "A line that rises from one to two.")
+
 # %% [markdown] name="recap"
 # That was all.
