@@ -370,7 +370,7 @@ print(f"bytes: ours {ours_bytes:,}, bitsandbytes {their_bytes:,}")
 # Before you run it: which of the two has the larger spread? By how much?
 
 # %% name="collect-activations"
-tokens = data.wikipedia_tokens(tokenizer, "heldout", 2048).to(DEVICE)
+tokens = data.wikipedia_tokens(tokenizer, "heldout", 1536).to(DEVICE)
 EDGES = (-30, 18, 96)  # from 2^-30 to 2^18, two bins for each power of two
 
 
@@ -507,22 +507,22 @@ for name in ("FP32", "BF16", "FP16"):
 # %% name="guess"
 my_guess_for_nf4 = None  # perplexity: replace None by a number
 
-# %% name="every-format" tolerance=0.03
+# %% name="every-format" tolerance=0.03 atol=0.03
 results = {}
 with formats.converting(model) as put_weights_in:
     for name in formats.FORMATS:
         converted = put_weights_in(name)
         results[name] = (converted, measure.perplexity(model, tokens, window=512))
 base = results["FP32"][1].value
-table = measure.table({
-    name: converted.row() | {
-        "perplexity": round(result.value, 3) if result.value < 1000 else f"{result.value:.0e}",
-        "against FP32 (%)": round(100 * (result.value / base - 1), 2) if result.value < 1000 else "destroyed",
+rows = {}
+for name, (converted, result) in results.items():
+    ruined = result.value > 1000
+    rows[name] = converted.row() | {
+        "perplexity": "over 1000" if ruined else f"{result.value:.2f}",
+        "against FP32": "ruined" if ruined else f"{100 * (result.value / base - 1):+.2f} %",
     }
-    for name, (converted, result) in results.items()
-})  # fmt: skip
 print(results["FP32"][1])
-table
+measure.table(rows)
 
 # %% name="guess-answer" tolerance=0.03
 if my_guess_for_nf4 is not None:
@@ -558,11 +558,11 @@ plots.show(
     f"{100 * (four[worst][1].value / base - 1):.0f} % ({worst}).",
 )
 
-# %% name="every-format-reading" tolerance=0.1
+# %% name="every-format-reading" tolerance=0.1 atol=0.03
 loss = {name: 100 * (result.value / base - 1) for name, (_, result) in results.items()}
-print(f"BF16 {loss['BF16']:+.3f} %, FP16 {loss['FP16']:+.3f} %: 16 bits cost next to nothing.")
-print(f"E4M3 {loss['FP8 E4M3']:+.1f} %, E5M2 {loss['FP8 E5M2']:+.1f} %: its range is wasted on weights.")
-print(f"INT8 {loss['INT8']:+.2f} %, E4M3 with a scale a row {loss['FP8 E4M3 row']:+.1f} %.")
+print(f"BF16 {loss['BF16']:+.3f} %, FP16 {loss['FP16']:+.3f} %: 16 bits cost next to nothing")
+print(f"E4M3 {loss['FP8 E4M3']:+.1f} %, E5M2 {loss['FP8 E5M2']:+.1f} %: its range is wasted on weights")
+print(f"INT8 {loss['INT8']:+.2f} %, E4M3 with a scale a row {loss['FP8 E4M3 row']:+.1f} %")
 print(f"At 4 bits, from best to worst: {', '.join(sorted(four, key=lambda n: loss[n]))}.")
 print(f"{worst} costs {loss[worst] / loss[best]:.1f} times what {best} costs.")
 
@@ -579,7 +579,7 @@ print(f"{worst} costs {loss[worst] / loss[best]:.1f} times what {best} costs.")
 # The article that this course examines says that 8 bits cost less than 1 % and 4 bits about 2 % accuracy.
 # Accuracy on a task is a coarser measure than perplexity, and its models are larger. What this model says:
 
-# %% name="article-drop" tolerance=0.1
+# %% name="article-drop" tolerance=0.1 atol=0.03
 print(f"8 bits (INT8, one scale a row): perplexity {loss['INT8']:+.2f} %")
 print(f"4 bits: from {loss[best]:+.0f} % ({best}) to {loss[worst]:+.0f} % ({worst})")
 
@@ -655,18 +655,22 @@ for name in ("BF16", "FP16", "FP8 E4M3", "INT8", "INT4", "NF4", "MXFP4", "NVFP4"
 measure.table(rows)
 
 # %% [markdown] name="source-reading"
-# Q4_1 itself looks free on the stored weights, and that would be a false result. The formats of this lesson
-# lose as much on the stored weights as on those like the original: they are neither flattered nor hurt. But
-# the baseline already carries one loss of 4 bits, and all percentages here come on top of it. `LM` in the
-# parameters cell takes a model that was never quantized.
+# Q4_1 itself looks free on the stored weights, and that would be a false result. INT8 and the 4-bit formats
+# lose about as much on the stored weights as on those like the original: they are neither flattered nor
+# hurt. BF16 is flattered a little. A stored weight is a small whole number times its group's step, give or
+# take the minimum, and such numbers round better than others. That is why BF16 was not quite eight times as
+# bad as FP16.
+#
+# The baseline itself carries one loss of 4 bits already, and all percentages here come on top of it. `LM` in
+# the parameters cell takes a model that was never quantized.
 #
 # ## Activations in fewer bits
 #
 # To compute in 8 bits, the inputs of the matrix products must fit too. The same experiment with weights in
-# FP32 and every linear layer's *input* rounded. Predict before you look: which FP8 survives the massive
-# activation, the precise one or the one with the range?
+# FP32 and every linear layer's *input* rounded. "Row" is a scale for each token here. Predict before you
+# look: which FP8 does better, the one with smaller steps, which cuts off at 448, or the one with the range?
 
-# %% name="activation-formats" tolerance=0.05
+# %% name="activation-formats" tolerance=0.05 atol=0.1
 def perplexity_with_inputs(convert):
     """Perplexity of 512 tokens with every linear layer's input rounded by `convert`."""
     hooks = [
@@ -687,18 +691,24 @@ for name in ("FP16", "FP8 E5M2", "FP8 E4M3", "FP8 E4M3 row", "INT8"):
 inputs["FP8 E4M3, not saturated"] = perplexity_with_inputs(lambda x: formats.round_to(x, formats.E4M3))
 measure.table({
     name: {
-        "perplexity": round(result.value, 2),
-        "against FP32 (%)": round(100 * (result.value / inputs["FP32"].value - 1), 1),
+        "perplexity": f"{result.value:.2f}",
+        "against FP32": f"{100 * (result.value / inputs['FP32'].value - 1):+.1f} %",
     }
     for name, result in inputs.items()
 })  # fmt: skip
 
-# %% [markdown] name="replicate"
-# PLACEHOLDER
+# %% [markdown] name="activation-reading"
+# E4M3, although it cuts the largest input from 2,798 to 448. What is cut is still by far the largest number
+# of its token, and the next norm divides by it in any case: the direction of the vector hardly changes. E5M2
+# keeps that one number and pays with coarse steps for all others.
 #
+# This is luck of a kind. Without saturation, one number that is too large makes NaN of everything. With a
+# scale for each token nothing is cut off at all, and the loss is smallest.
+
+# %% [markdown] name="replicate"
 # ## What would not replicate elsewhere, and what holds anyway
 #
-# - Perplexities are of this model, this text and 2,048 tokens. Differences between formats are far more
+# - Perplexities are of this model, this text and 1,536 tokens. Differences between formats are far more
 #   certain than the values, because every format reads the same text. Still, differences of a tenth of a
 #   percent say nothing.
 # - Which 4-bit format wins depends on the weights, on what stays unconverted, and on how scales are chosen.
