@@ -434,10 +434,11 @@ for ax, title, counts in (
         extent=(EDGES[0], EDGES[1], layers - 0.5, -0.5), interpolation="nearest",
     )  # fmt: skip
     ax.set(xlabel="log2 of the size")
+    ax.grid(visible=False)
     axes[0, 0 if title == "weights" else 1].set_title(title)
 tops = [math.log2(v) for _, v in sorted(largest["residual stream"].items())]
 axes[1, 1].plot(tops, range(layers), ".", color=plots.PALETTE["vermilion"], label="largest of a layer")
-axes[1, 1].legend(loc="lower left", fontsize=8)
+axes[1, 1].legend(loc="center left", fontsize=8, handletextpad=0)
 axes[1, 0].set_ylabel("layer")
 fig.colorbar(image, ax=axes[1], label="log10 of the share", shrink=0.9)
 top = max(largest["residual stream"].values())
@@ -530,36 +531,31 @@ if my_guess_for_nf4 is not None:
 print(f"NF4: perplexity {results['NF4'][1].value:.2f}, FP32 {base:.2f}")
 
 # %% name="plot-perplexity"
-fig, ax = plt.subplots()
-for name, (converted, result) in results.items():
-    if result.value > 1000:
-        continue
-    kind = "blue" if name in formats.FLOATS else "vermilion"
-    ax.plot(converted.bits, 100 * (result.value / base - 1), "o", color=plots.PALETTE[kind], markersize=7)
-    side = -1 if name in ("NF4 double", "FP8 E5M2", "INT4", "FP32", "TF32") else 1
-    above = {"TF32": 8, "FP32": -10, "FP8 E4M3 row": -10}.get(name, -3)
-    ax.annotate(
-        name, (converted.bits, 100 * (result.value / base - 1)), fontsize=9,
-        xytext=(7 * side, above), textcoords="offset points", ha="left" if side > 0 else "right",
-    )  # fmt: skip
-ax.set_xscale("log", base=2)
-ax.set_yscale("symlog", linthresh=0.1)
-ax.set_xticks([4, 8, 16, 32], ["4", "8", "16", "32"])
-ax.set(xlim=(3, 45), xlabel="bits per weight, scales included", ylabel="perplexity above FP32 (%)")
-ax.set_title("Loss against size: one number alone (blue), or with a shared scale (red)")
-four = {name: results[name] for name in ("INT4", "NF4", "NF4 double", "MXFP4", "NVFP4")}
-best = min(four, key=lambda name: four[name][1].value)
-worst = max(four, key=lambda name: four[name][1].value)
+loss = {name: 100 * (result.value / base - 1) for name, (_, result) in results.items()}
+ordered = sorted((name for name in results if loss[name] < 1000), key=lambda name: -results[name][0].bits)
+fig, ax = plt.subplots(figsize=(7.5, 4.4))
+for y, name in enumerate(ordered):
+    color = plots.PALETTE["blue" if name in formats.FLOATS else "vermilion"]
+    ax.plot([0, loss[name]], [y, y], color=color, linewidth=1)
+    ax.plot(loss[name], y, "o", color=color, markersize=8)
+    text = f"{loss[name]:+.0f} %" if loss[name] > 9.5 else f"{loss[name]:+.2f} %"
+    ax.annotate(text, (max(loss[name], 0), y), xytext=(9, -4), textcoords="offset points", fontsize=9)
+ax.set_yticks(range(len(ordered)), [f"{name}, {results[name][0].bits:.4g} bits" for name in ordered])
+ax.set_xscale("symlog", linthresh=0.1)
+ax.set_xticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"])
+ax.set(xlim=(-0.06, 600), xlabel="perplexity above FP32 (%)")
+ax.set_title("One number alone (blue), or with a shared scale (red)")
+four = ("INT4", "NF4", "NF4 double", "MXFP4", "NVFP4")
+best, worst = min(four, key=loss.get), max(four, key=loss.get)
 plots.show(
     fig,
-    "Scatter plot of perplexity above FP32 in percent against bits per weight. 16 and 32 bits lie near zero, "
-    "INT8 just above. FP8 E5M2 stands out at 8 bits. Near 4 bits the formats with scales lie between "
-    f"{100 * (four[best][1].value / base - 1):.0f} % ({best}) and "
-    f"{100 * (four[worst][1].value / base - 1):.0f} % ({worst}).",
+    "Dot chart of perplexity above FP32, in percent, a row for each format from 32 bits down to 4. With 32 "
+    f"and 16 bits the dots lie at zero. FP8 E5M2 alone costs {loss['FP8 E5M2']:.0f} %, E4M3 "
+    f"{loss['FP8 E4M3']:.0f} %, INT8 {loss['INT8']:.1f} %. The formats near 4 bits cost between "
+    f"{loss[best]:.0f} % ({best}) and {loss[worst]:.0f} % ({worst}).",
 )
 
 # %% name="every-format-reading" tolerance=0.1 atol=0.03
-loss = {name: 100 * (result.value / base - 1) for name, (_, result) in results.items()}
 print(f"BF16 {loss['BF16']:+.3f} %, FP16 {loss['FP16']:+.3f} %: 16 bits cost next to nothing")
 print(f"E4M3 {loss['FP8 E4M3']:+.1f} %, E5M2 {loss['FP8 E5M2']:+.1f} %: its range is wasted on weights")
 print(f"INT8 {loss['INT8']:+.2f} %, E4M3 with a scale a row {loss['FP8 E4M3 row']:+.1f} %")
@@ -698,12 +694,12 @@ measure.table({
 })  # fmt: skip
 
 # %% [markdown] name="activation-reading"
-# E4M3, although it cuts the largest input from 2,798 to 448. What is cut is still by far the largest number
+# E4M3, although it cuts the largest inputs to 448. What is cut is still by far the largest number
 # of its token, and the next norm divides by it in any case: the direction of the vector hardly changes. E5M2
 # keeps that one number and pays with coarse steps for all others.
 #
 # This is luck of a kind. Without saturation, one number that is too large makes NaN of everything. With a
-# scale for each token nothing is cut off at all, and the loss is smallest.
+# scale for each token nothing is cut off at all, and of the FP8 rows it loses least.
 
 # %% [markdown] name="replicate"
 # ## What would not replicate elsewhere, and what holds anyway
