@@ -70,13 +70,20 @@ def output_error(weight: Tensor, quantized: Tensor, hessian: Tensor) -> float:
 
 
 def optimal_brain_row(
-    row: Tensor, hessian: Tensor, nearest: Callable[[Tensor], Tensor], order: str = "greedy"
+    row: Tensor,
+    hessian: Tensor,
+    nearest: Callable[[Tensor], Tensor],
+    order: str = "greedy",
+    limit: float = float("inf"),
 ) -> tuple[Tensor, list[int]]:
     """Optimal Brain Quantizer on one row of weights (arXiv 2208.11580, algorithm 3). Slow: O(in^3) a row.
 
     row: float [in]. hessian: float [in, in], positive definite (damp it first).
     nearest: maps weights [in] to their nearest grid values, element by element.
     order: "greedy" rounds next the weight whose rounding costs least; "natural" goes from left to right.
+    limit: half a step of the grid. A weight further off than that was pushed past the grid's end; the greedy
+    order would leave it to the very last, when nothing can make up for it, so it is rounded at once (section
+    5 of the paper). Unused in natural order.
     Returns the quantized row [in] in the dtype of `row`, and the order in which weights were rounded.
     """
     if order not in ("greedy", "natural"):
@@ -89,11 +96,12 @@ def optimal_brain_row(
         error = weights - nearest(weights.to(row.dtype)).double()
         # Rounding weight j and moving the others as well as possible costs error_j^2 / (2 inverse_jj).
         cost = torch.where(left, error.square() / inverse.diagonal(), torch.inf)
+        cost = torch.where(left & (error.abs() > limit), -error.abs(), cost)
         j = int(cost.argmin()) if order == "greedy" else int(left.int().argmax())
         step = inverse[:, j] / inverse[j, j]
         weights = weights - error[j] * step
         # The inverse of the Hessian without row and column j: one step of Gaussian elimination.
-        inverse = inverse - torch.outer(step, inverse[j])
+        inverse.addr_(step, inverse[j].clone(), alpha=-1)
         left[j] = False
         # Exactly zero from here on. Rounding errors would otherwise move what is already on the grid.
         inverse[:, j], inverse[j, :] = 0, 0

@@ -261,3 +261,17 @@ def test_group_that_does_not_fit_names_the_layer():
     model, tokens = tiny()
     with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.q_proj: group 24"):
         gptq.quantize_model(model, tokens, Scheme(4, 24), progress=False)
+
+
+def test_weight_pushed_past_the_grid_is_rounded_at_once():
+    """A grid that ends at 1: the first weight is far outside, costs most, and must not wait."""
+    row = torch.tensor([3.0, 0.05, 0.9], dtype=torch.float64)
+    hessian = torch.eye(3, dtype=torch.float64)
+
+    def nearest(w):
+        return w.round().clamp(-1, 1)
+
+    _, order = gptq.optimal_brain_row(row, hessian, nearest)
+    assert order[-1] == 0
+    _, order = gptq.optimal_brain_row(row, hessian, nearest, limit=0.5)
+    assert order[0] == 0
