@@ -1,22 +1,25 @@
-"""Our GPTQ beside GPTQModel: same model, bits, group, calibration windows and held-out text, one run.
+"""Our GPTQ beside GPTQModel and AutoGPTQ: same model, bits, group, calibration and held-out text, one run.
 
-Both read the same saved model and write a checkpoint that `checkpoint.load` reads, so that both are measured
-by the same code. CPU seconds are given beside wall seconds: they hold on a machine that is not quiet.
+GPTQModel writes a checkpoint that `checkpoint.load` reads, so that its model and ours are measured by one
+piece of code; AutoGPTQ runs in its own environment and measures itself, in the same way. CPU seconds are given beside
+wall seconds: they hold on a machine that is not quiet.
 """
 
 import gc
+import math
 import os
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from course_utils import data, measure, models
+from course_utils import data, engines, measure, models
 from course_utils.quantize import checkpoint, gptq, layerwise
 from course_utils.quantize.affine import Scheme
 
-TITLE = "GPTQ 4 bit, group 64, symmetric: ours beside GPTQModel"
+TITLE = "GPTQ 4 bit, group 64, symmetric: ours beside GPTQModel and AutoGPTQ"
 RATIO_OF = "cpu seconds"
 SCHEME = Scheme(bits=4, group=64)
 CALIBRATION_TOKENS, HELDOUT_TOKENS, WINDOW = 8192, 8192, 512
@@ -24,7 +27,7 @@ DAMPING = 0.05  # GPTQModel's default, for both
 
 
 def bench() -> list[dict]:
-    """One row for GPTQModel, ours with the same settings, ours with more damping, and round to nearest."""
+    """One row each for GPTQModel, ours (same settings; more damping), AutoGPTQ, round to nearest and FP32."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
     _, tokenizer = models.load_lm()
     calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", CALIBRATION_TOKENS), WINDOW)
@@ -48,7 +51,26 @@ def bench() -> list[dict]:
         print(rows[-1], flush=True)
         del model
         gc.collect()
-    return rows
+    return rows + _auto_gptq(calibration, heldout, rows[0])
+
+
+def _auto_gptq(calibration, heldout, like):
+    """AutoGPTQ's row; none when its environment is not installed."""
+    answer = engines.run("auto-gptq", {
+        "task": "quantize", "model": str(models.embedded_lm()), "tokens": calibration.tolist(),
+        "heldout": data.windows(heldout, WINDOW).tolist(), "bits": SCHEME.bits, "group_size": SCHEME.group,
+        "sym": SCHEME.symmetric, "desc_act": False, "damp_percent": 0.01, "threads": torch.get_num_threads(),
+    }, timeout=1800)  # fmt: skip
+    if not answer:
+        print(answer)
+        return []
+    found = answer.values
+    return [like | {
+        "method": f"AutoGPTQ {found['versions']['auto_gptq']}, its defaults",
+        "perplexity": found["perplexity"],
+        "nll": math.log(found["perplexity"]), "wall seconds": found["quantize_seconds"],
+        "cpu seconds": found["quantize_cpu_seconds"], "peak MB": found["peak_bytes"] / 1e6,
+    }]
 
 
 def _timed(load, work):
@@ -79,15 +101,30 @@ def _gptqmodel(calibration):
                               damp_percent=DAMPING)
     examples = [{"input_ids": window.tolist(), "attention_mask": [1] * WINDOW} for window in calibration]
 
-    def load():
-        return GPTQModel.load(str(models.embedded_lm()), settings, dtype=torch.float32, device="cpu")
+    def load(folder=None):
+        folder = str(folder or models.embedded_lm())
+        return GPTQModel.load(folder, settings, dtype=torch.float32, device="cpu")
 
     with tempfile.TemporaryDirectory() as folder:
         def work(model):
             model.quantize(examples, batch_size=4)
+
+        # Its first run on a machine compiles an extension. That is done once, so it is not counted.
+        _tiny_model(Path(folder) / "tiny")
+        work(load(Path(folder) / "tiny"))
 
         model, wall, cpu, peak = _timed(load, work)
         model.save(str(Path(folder) / "checkpoint"))
         del model
         gc.collect()
         return checkpoint.load(Path(folder) / "checkpoint")[0], wall, cpu, peak
+
+
+def _tiny_model(folder):
+    """A random Llama with the tokenizer of the real model."""
+    _, tokenizer = models.load_lm()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=32)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
