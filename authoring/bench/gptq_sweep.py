@@ -11,7 +11,7 @@ from course_utils.quantize import gptq, layerwise
 from course_utils.quantize.affine import Scheme
 
 TITLE = "GPTQ over bits, groups, damping and calibration text"
-HELDOUT_TOKENS, WINDOW = 8192, 512
+HELDOUT_TOKENS, WINDOW = 4096, 512
 NAME = "gptq_sweep"
 
 # (method, bits, group, symmetric, order, damping, calibration tokens)
