@@ -1,8 +1,8 @@
 """Our GPTQ beside GPTQModel and AutoGPTQ: same model, bits, group, calibration and held-out text, one run.
 
 GPTQModel writes a checkpoint that `checkpoint.load` reads, so that its model and ours are measured by one
-piece of code; AutoGPTQ runs in its own environment and measures itself, in the same way. CPU seconds are given
-beside wall seconds: they hold on a machine that is not quiet.
+piece of code; AutoGPTQ runs in its own environment and measures itself, in the same way. CPU seconds are
+given beside wall seconds: they hold on a machine that is not quiet.
 """
 
 import gc
