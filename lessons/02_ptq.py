@@ -117,7 +117,12 @@ print(f"largest error {(q * scale - row).abs().max() / scale:.2f} of a step")
 # contain 0; where it does not, it is stretched. The price is one more number to store beside each scale.
 
 # %% name="plot-grids"
-best = max(original, key=lambda name: original[name][0, :64].mean().abs().item())
+def lopsided(values):
+    """0 when the values reach as far to both sides, 1 when all have one sign."""
+    return ((values.max() + values.min()) / (values.max() - values.min())).abs().item()
+
+
+best = max(original, key=lambda name: lopsided(original[name][0, :64]))
 group = original[best][0, :64].float().cpu()
 fig, axes = plt.subplots(2, 1, figsize=(7.5, 3.2), sharex=True)
 grids = {}
@@ -230,7 +235,7 @@ plots.show(fig, "Perplexity over bits a weight for round to nearest, log scale, 
            "ruined, groups of 64 are best. At 3 bits only groups keep some sense, with a zero point clearly "
            "better. At 2 bits all fail.")
 
-# %% name="table-reading" tolerance=0.15
+# %% name="table-reading" tolerance=0.15 atol=0.1
 def loss(scheme):
     return results[scheme][0] / fp32.value - 1
 
@@ -377,7 +382,8 @@ print(f"rounded to 0 with one scale for a token:  {(per_token == 0).float().mean
 # two tokens of the sample:
 
 # %% name="dynamic-scales" tolerance=0.05
-q, scales = activations.quantize_per_token(x[[x.abs().amax(1).argmin(), x.abs().amax(1).argmax()]])
+order = x.abs().amax(dim=1).argsort()
+q, scales = activations.quantize_per_token(x[order[[0, -1]]])
 for name, values, scale in zip(("the calmest token", "the wildest token"), q, scales, strict=True):
     print(f"{name}: scale {scale.item():.4f}, integers from {values.min():.0f} to {values.max():.0f}: 8 bits")
 
@@ -543,10 +549,9 @@ plots.show(fig, "Left: largest input of each channel of one query layer, log sca
            "channel stands far above the rest, after smoothing with alpha 0.5 all are closer together. "
            "Right: perplexity over alpha, the unsmoothed model as a dashed and FP32 as a dotted line.")
 
-# %% name="smooth-reading" tolerance=0.15
-best = min(alphas, key=sweep.get)
-gap = sweep[None] - fp32.value
-print(f"The best alpha is {best}. It closes {(sweep[None] - sweep[best]) / gap:.0%} of the gap to FP32.")
+# %% name="smooth-reading" tolerance=0.15 atol=5
+closed = (sweep[None] - sweep[0.5]) / (sweep[None] - fp32.value)
+print(f"Alpha 0.5 closes {100 * closed:.0f} % of the gap between static W8A8 and FP32.")
 
 # %% [markdown] name="smooth-meaning"
 # Smoothing helps where it reaches. It does not reach the largest outliers of this model, at the input of
@@ -688,7 +693,7 @@ for label, article in (("INT8 bitsandbytes", 1200 / 70), ("NF4 bitsandbytes", 12
     print(f"    {label}: the bytes of this model allow {byte_limit[label]:.1f} times, measured "
           f"{ratio[label]:.2f} times. The article says {article:.0f} times.")
 
-# %% name="claim-c3-quality" tolerance=0.15
+# %% name="claim-c3-quality" tolerance=0.15 atol=0.3
 drop8 = quality["INT8 bitsandbytes"] / fp32.value - 1
 drop4 = quality["NF4 bitsandbytes"] / fp32.value - 1
 print(f"C3 (quality): perplexity rises by {100 * drop8:.1f} % with INT8, {100 * drop4:.0f} % with NF4 here.")
