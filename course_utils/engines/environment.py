@@ -126,8 +126,9 @@ def _run(engine: Engine, step: str, command: list[str], record) -> None:
     if process.returncode:
         record.flush()
         lines = [line for line in Path(record.name).read_text().splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no message"]
-        raise CourseError(f"installing {engine.name} failed while {step}: {errors[-1]} "
+        errors = [line.strip() for line in lines if line.strip().lower().startswith("error")]
+        cause = (errors or lines[-1:] or ["no message"])[0]
+        raise CourseError(f"installing {engine.name} failed while {step}: {cause} "
                           f"The whole log: {record.name}")
 
 

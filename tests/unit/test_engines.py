@@ -179,9 +179,9 @@ USES_IT = """
 @pytest.mark.slow
 def test_install_run_and_redo_after_an_interrupt(engine, package, monkeypatch):
     fake = engine(USES_IT, installed=False)
-    # Nothing but this line: no build isolation, so setuptools must be there before.
-    fake.requirements.write_text(f"setuptools\ntiny-engine @ file://{package}\n")
-    fake = replace(fake, build_first=("setuptools",))
+    # No build isolation: what builds the package must be there before.
+    fake.requirements.write_text(f"setuptools\nwheel\ntiny-engine @ file://{package}\n")
+    fake = replace(fake, build_first=("setuptools", "wheel"))
     folder = engines.install(fake)
     answer = engines.run(fake, {})
     assert answer.values["name"] == "tiny" and Path(answer.values["prefix"]).resolve() == folder.resolve()
