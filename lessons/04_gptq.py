@@ -453,10 +453,12 @@ for version in checkpoint.FORMATS:
 with tempfile.TemporaryDirectory() as place:
     folder = checkpoint.save(Path(place) / "smollm2-gptq-4bit", model, tokenizer, kept)
     file_bytes = (folder / "model.safetensors").stat().st_size
-    again, _ = checkpoint.load(folder)
     prompt = heldout[None, :128]
     with torch.inference_mode():
         ours = model(prompt.to(DEVICE)).logits.float().cpu()
+    del model
+    again, _ = checkpoint.load(folder)
+    with torch.inference_mode():
         own_reader = again(prompt).logits
     del again
     loaded = importlib.util.find_spec("gptqmodel") is not None

@@ -229,11 +229,15 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32):
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    for name, weight in weights.items():
-        tensors[f"{name}.weight"] = weight.dequantize()
-    missing, _ = model.load_state_dict(tensors, strict=False)  # copies into the model's dtype
+    missing, _ = model.load_state_dict(tensors, strict=False)
+    with torch.no_grad():  # one layer at a time: the whole model is never held twice
+        for name, weight in weights.items():
+            model.get_submodule(name).weight.copy_(weight.dequantize())
     model.tie_weights()
-    absent = [name for name in missing if not (name == "lm_head.weight" and config.tie_word_embeddings)]
+    given = {f"{name}.weight" for name in weights}
+    if config.tie_word_embeddings:
+        given.add("lm_head.weight")
+    absent = [name for name in missing if name not in given]
     if absent:
         raise ValueError(f"{folder} has no tensor {absent[0]}")
     return model.eval(), AutoTokenizer.from_pretrained(folder)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from course_utils import engines
 from course_utils.engines import environment
@@ -244,3 +245,10 @@ def test_registered_engines_have_their_files():
         assert {line.split("==")[0] for line in pins} >= set(made.build_first)
         # The worker runs where the course is not installed.
         assert "course_utils" not in made.worker.read_text()
+
+
+def test_conda_file_reads_the_same_pins():
+    path = engines.find("auto-gptq").requirements
+    conda = yaml.safe_load(path.with_suffix(".yml").read_text())
+    (pip,) = [entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict)]
+    assert pip == [f"-r {path.name}"]
