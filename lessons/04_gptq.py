@@ -80,8 +80,8 @@ LAYERS = {name: model.model.layers[BLOCK].get_submodule(name)
           for name in ("self_attn.q_proj", "mlp.down_proj")}
 
 
-def hessians(windows, keep_at):
-    """{tokens: {layer: Hessian}} after so many tokens of the windows."""
+def hessians(model, windows, keep_at):
+    """{tokens: {layer: Hessian}} of the model, after so many tokens of the windows."""
     statistics = {name: layerwise.Hessian() for name in LAYERS}
     hooks = [layer.register_forward_pre_hook(lambda _, args, name=name: statistics[name].add(args[0][0]))
              for name, layer in LAYERS.items()]
@@ -97,8 +97,8 @@ def hessians(windows, keep_at):
 
 
 SIZES = (512, 1024, 2048, 4096)
-on_calibration = hessians(calibration, SIZES)
-on_heldout = hessians(data.windows(heldout, 512), (2048,))[2048]
+on_calibration = hessians(model, calibration, SIZES)
+on_heldout = hessians(model, data.windows(heldout, 512), (2048,))[2048]
 for name, matrix in on_calibration[4096].items():
     print(f"block {BLOCK}, {name:18} Hessian {list(matrix.shape)}, {matrix.nbytes / 1e6:.1f} MB")
 
