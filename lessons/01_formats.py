@@ -228,6 +228,7 @@ negative = -torch.special.ndtri(torch.linspace(0.9677083, 0.5, 8)[:-1].double())
 nf4 = torch.cat([negative, torch.zeros(1), positive.flip(0)]).float()
 nf4 = nf4 / nf4.max()
 print([round(value, 4) for value in nf4.tolist()])
+print(f"The code 0010 is {nf4[0b0010].item():.4f} times the scale.")
 theirs = bnb.get_4bit_type("nf4", device="cpu")
 print(f"{(nf4 == theirs).sum()} of 16 are the same, to the last bit, as in the table of bitsandbytes")
 
@@ -329,8 +330,25 @@ print("the library's MXFP4 gives the same:", torch.equal(formats.convert(block[N
 
 # %% [markdown] name="one-block-reading"
 # A power of two is a coarse scale. The largest weight of a block lands anywhere from 4 to 8, but E2M1 ends
-# at 6. What lands above 6 is cut off; what lands at 4 wastes the code for 6. NVFP4 pays for a finer scale
-# (E4M3 has three mantissa bits) and smaller blocks. How much does that buy?
+# at 6. What lands above 6 is cut off; what lands at 4 wastes the code for 6.
+#
+# NVFP4 pays for smaller blocks and a finer scale: E4M3 has three mantissa bits. E4M3 has little range, so
+# one FP32 number for the whole tensor brings the scales into it. Here is one weight from its bits.
+
+# %% name="one-weight-nvfp4"
+quantized = formats.quantize(weights[layer], formats.NVFP4)
+code, scale_code = formats.unpack_4bit(quantized.codes.cpu())[0], quantized.scales.cpu()[0]
+value, scale = formats.decode(code, formats.E2M1).item(), formats.decode(scale_code, formats.E4M3).item()
+of_tensor = quantized.tensor_scale.item()
+print(f"code  {formats.bit_string(code, formats.E2M1)}     is {value:g}")
+print(f"scale {formats.bit_string(scale_code, formats.E4M3)}  is {scale:g}")
+print(f"scale of the tensor, FP32: {of_tensor:.6g}")
+print(f"{value:g} x {scale:g} x {of_tensor:.6g} = {value * scale * of_tensor:.4f}")
+print(f"read back by the library: {quantized.dequantize()[0, 0].item():.4f}")
+print(f"the original weight: {weights[layer][0, 0].item():.4f}")
+
+# %% [markdown] name="block-errors-text"
+# What do the finer scale and the smaller block buy? And NF4's table?
 
 # %% name="block-errors" tolerance=0.02
 rows = {}
@@ -495,7 +513,7 @@ for name in ("FP32", "BF16", "FP16"):
 
 # %% [markdown] name="norm-overflow-reading"
 # Infinity, and everything divided by it is zero. That is why norms convert to FP32 first, whatever the
-# model's dtype, and why models are trained in BF16 rather than FP16.
+# model's dtype, and one reason why models are trained in BF16 rather than FP16.
 #
 # ## The model in every format
 #
@@ -563,8 +581,8 @@ print(f"At 4 bits, from best to worst: {', '.join(sorted(four, key=lambda n: los
 print(f"{worst} costs {loss[worst] / loss[best]:.1f} times what {best} costs.")
 
 # %% [markdown] name="every-format-explained"
-# - FP4 alone destroys the model. Almost all weights became zero. The scale makes the difference, not the
-#   four bits.
+# - FP4 alone destroys the model. Most weights became zero, all others 0.5 or more. The scale makes the
+#   difference, not the four bits.
 # - A scale hardly helps E4M3. It is a floating-point format: its steps are relative already, so dividing by
 #   a scale moves a weight along the saw and changes little. INT8 has steps of one size, 127 on either side.
 #   In a band as narrow as these weights' it wins over both FP8 formats, with the same 8 bits.
