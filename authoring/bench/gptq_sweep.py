@@ -18,8 +18,9 @@ NAME = "gptq_sweep"
 GPTQ, RTN = "GPTQ", "round to nearest"
 RUNS = [
     ("FP32", 32, None, True, "", 0.0, 0),
-    (RTN, 8, None, True, "", 0.0, 0),
     (RTN, 4, 64, True, "", 0.0, 0),
+    (GPTQ, 4, 64, True, "grouped", 0.2, 4096),
+    (RTN, 8, None, True, "", 0.0, 0),
     (RTN, 4, None, True, "", 0.0, 0),
     (GPTQ, 4, 64, True, "natural", 0.01, 4096),
     (GPTQ, 4, 64, True, "natural", 0.2, 4096),
@@ -29,7 +30,6 @@ RUNS = [
     (GPTQ, 3, 64, True, "natural", 0.2, 4096),
     (RTN, 3, None, True, "", 0.0, 0),
     (GPTQ, 3, None, True, "natural", 0.2, 4096),
-    (GPTQ, 4, 64, True, "grouped", 0.2, 4096),
     (RTN, 4, 32, True, "", 0.0, 0),
     (GPTQ, 4, 32, True, "natural", 0.2, 4096),
     (RTN, 3, 32, True, "", 0.0, 0),
