@@ -391,8 +391,9 @@ print(f"largest mean |x| over the median: {sizes[0] / sizes.median():.0f}, "
       f"second largest: {sizes[1] / sizes.median():.0f}")  # fmt: skip
 
 # %% [markdown] name="spike-reading"
-# A few tokens make a channel there enormous. Such *massive activations* are known from many models (Sun et
-# al., arXiv 2402.17762), and whatever spares that channel's column wins.
+# The further one channel stands above the rest, the more there is to win by sparing its column. Single
+# channels that become huge at a few tokens are known from many models, as *massive activations* (Sun et al.,
+# arXiv 2402.17762).
 #
 # What is stored? The integers of every layer were kept in `keep`. Count the levels that each group uses, and
 # the layers that hold anything else than 3-bit integers.
