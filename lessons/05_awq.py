@@ -508,7 +508,9 @@ for bits_, group, symmetric in dict.fromkeys(tuple(key[1:]) for key in found if 
 measure.table(table) if table else print("nothing recorded")
 
 # %% name="plot-all"
-if rows:
+if not any(row["method"] == "AWQ + clip" for row in rows):
+    print("No complete record, so no picture: course bench weight_only goes on where it stopped.")
+else:
     fig, ax = plt.subplots(figsize=(7.5, 4.4))
     marks = {"round to nearest": ("black", "x"), "NF4": ("purple", "D"), "HQQ": ("green", "v"),
              "GPTQ": ("orange", "s"), "AWQ": ("sky", "^"), "AWQ + clip": ("blue", "o")}  # fmt: skip
