@@ -99,7 +99,7 @@ def train(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, epoch
     return Training(losses, time.perf_counter() - start, len(examples), seed)
 
 
-def predict(model: nn.Module, tokenizer, texts: list[str], *, batch_size: int = 128,
+def predict(model: nn.Module, tokenizer, texts: list[str], *, batch_size: int = 32,
             max_length: int = MAX_LENGTH) -> Tensor:
     """Logits of a sequence classifier, float32 [texts, classes] on the CPU, in the order of the texts."""
     if not texts:
@@ -118,7 +118,7 @@ def predict(model: nn.Module, tokenizer, texts: list[str], *, batch_size: int = 
     return logits.clone()
 
 
-def evaluate(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, batch_size: int = 128,
+def evaluate(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, batch_size: int = 32,
              max_length: int = MAX_LENGTH) -> measure.Accuracy:
     """Accuracy of a sequence classifier on pairs (text, label), with its 95 % confidence interval."""
     logits = predict(model, tokenizer, [text for text, _ in examples], batch_size=batch_size,

@@ -255,8 +255,8 @@ for setting in SETTINGS:
 # ## Now with training
 #
 # QAT starts from the same fine-tuned model, with the rounding errors in place, and trains on. Each
-# setting gets the same 24 steps of 16 sentences, in the same order, with the same dropout: 384 sentences, one
-# in twenty of those the FP32 model was trained on. The embeddings stay frozen, as they were for the FP32 model.
+# setting gets the same 24 steps of 16 sentences, in the same order, with the same dropout: 384 sentences,
+# one in twenty of those that the FP32 model was trained on. The embeddings stay frozen, as they were then.
 # The learning rate rises for 2 steps to 0.0002 and then falls to 0.
 #
 # Is the comparison fair? QAT also gets more *training* than the model it is compared with. So watch W8A8:
@@ -446,8 +446,9 @@ for setting in [*SETTINGS, "W2A8 LSQ"]:
           f"{won:+6.1f} +- {won_half:.1f} points")
 
 # %% [markdown] name="advice-text"
-# From these numbers, a rule: QAT *pays* where PTQ loses clearly (its interval excludes a loss of 0)
-# **and** QAT wins clearly. It is *not needed* where PTQ loses less than its interval can tell.
+# From these numbers, a rule. QAT is *not needed* where PTQ stays within 5 points of FP32: that little can be
+# had by cheaper means. It *pays* where PTQ loses more **and** QAT wins clearly, so that the interval of its
+# gain lies above 0.
 
 # %% name="advice"
 for setting in SETTINGS:
