@@ -38,5 +38,6 @@ def provenance_line(record):
     """One line that says where a record comes from, for printing beside its numbers."""
     where = record["provenance"]
     gpu = f", {where['gpu']}" if where.get("gpu") else ""
+    versions = f"torch {where['torch']}, transformers {where['transformers']}"
     return (f"recorded {where['date']} on {where['cpu']} with {where['cores']} cores{gpu}, "
-            f"torch {where['torch']}, transformers {where['transformers']}, commit {where['commit'] or 'unknown'}")
+            f"{versions}, commit {where['commit'] or 'unknown'}")

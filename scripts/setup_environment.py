@@ -62,7 +62,8 @@ def locked_version(package):
 def attempt(*command):
     """Run a command whose failure only means that the next way is tried."""
     command = [str(part) for part in command]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return done.returncode == 0
 
 
 def install_torch():
@@ -108,7 +109,8 @@ def main():
         pip("install", "-q", "-c", LOCK, "setuptools", "wheel")
         install_torch()
         target = f".[{','.join(wanted)}]" if wanted else "."
-        print(f"==> installing the course {target}, pinned by {LOCK.name} (a few minutes the first time)", flush=True)
+        print(f"==> installing the course {target}, pinned by {LOCK.name} (some minutes the first time)",
+              flush=True)
         # No build isolation: a package that compiles against torch must see the torch above.
         pip("install", "-q", "--no-build-isolation", "-c", LOCK, "-e", target)
         STAMP.write_text(json.dumps({"fingerprint": fingerprint(), "extras": wanted}))
@@ -120,7 +122,8 @@ if __name__ == "__main__":
     try:
         main()
     except subprocess.CalledProcessError as error:
-        sys.exit(f"Set-up stopped: `{' '.join(map(str, error.cmd))}` failed with exit code {error.returncode}. "
+        command = " ".join(map(str, error.cmd))
+        sys.exit(f"Set-up stopped: `{command}` failed with exit code {error.returncode}. "
                  "Its message is above; run the same make command again once it is mended.")
     except KeyboardInterrupt:
         sys.exit("Set-up interrupted. Run the same make command again: it goes on where it can.")
