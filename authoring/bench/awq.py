@@ -68,13 +68,14 @@ def _ours(text, search_tokens):
 
 
 def _gptqmodel(text):
-    from gptqmodel import GPTQModel
+    from gptqmodel import BACKEND, GPTQModel
     from gptqmodel.quantization.config import FORMAT, AWQConfig
 
     settings = AWQConfig(bits=SCHEME.bits, group_size=SCHEME.group, sym=SCHEME.symmetric, format=FORMAT.GEMM)
     examples = [{"input_ids": window.tolist(), "attention_mask": [1] * len(window)} for window in text]
     quantized, wall, cpu, peak = _timed(
-        lambda model: model.quantize(examples, batch_size=4),
+        # Without a named kernel GPTQModel 7.6 picks a CUDA one for its check and refuses the CPU.
+        lambda model: model.quantize(examples, batch_size=4, backend=BACKEND.AWQ_TORCH),
         lambda: GPTQModel.load(str(models.embedded_lm()), settings, dtype=torch.float32, device="cpu"))
     with tempfile.TemporaryDirectory() as folder:
         quantized.save(str(Path(folder) / "checkpoint"))
