@@ -11,7 +11,7 @@ setup:         ## virtual environment, pinned packages, model and texts
 	@$(SETUP)
 
 course:        ## run every lesson end to end and print a table
-	@$(SETUP) --extras libraries
+	@$(SETUP)
 	@$(BIN)/course run
 
 lab:           ## open JupyterLab on the learner's notebooks
