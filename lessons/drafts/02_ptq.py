@@ -44,18 +44,7 @@ articles = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 3 * 1024
 calibration = articles[:, :512]
 
 linears = layerwise.block_linears(model)
-original = {name: layer.weight.detach().clone() for name, layer in linears.items()}
-original_norms = {name: p.detach().clone() for name, p in model.named_parameters() if "norm" in name}
-
-
-def restore():
-    """Put the original weights back."""
-    for name, layer in linears.items():
-        layer.weight.data.copy_(original[name])
-    for name, norm in original_norms.items():
-        model.get_parameter(name).data.copy_(norm)
-
-
+original = {name: layer.weight.detach() for name, layer in linears.items()}  # never changed below
 fp32 = measure.perplexity(model, heldout)
 print(fp32)
 
@@ -195,13 +184,21 @@ def fake_quantize_groups(weight: Tensor, bits: int, group: int) -> Tensor:
 # are shown as such.
 
 # %% name="table" tolerance=0.04
+def rounded_call(scheme):
+    """Each layer rounds its weight when it is called: the model itself is not changed, nothing is copied."""
+
+    def call(name, layer, x):
+        return F.linear(x, affine.fake_quantize(layer.weight, scheme), layer.bias)
+
+    return call
+
+
 def rounded(scheme):
     """Perplexity with every linear layer rounded by the scheme, and bits a weight over all layers."""
-    restore()
-    layerwise.round_to_nearest(model, scheme)
     shapes = [weight.shape for weight in original.values()]
     stored = sum(affine.bits_per_weight(scheme, width, rows) * rows * width for rows, width in shapes)
-    return measure.perplexity(model, heldout).value, stored / in_linears
+    with activations.linear_calls(model, rounded_call(scheme)):
+        return measure.perplexity(model, heldout).value, stored / in_linears
 
 
 def readable(perplexity):
@@ -279,7 +276,6 @@ prediction = 100 * 0.79 * (1 - 1 / 4)  # percent: three of four bytes, on 79 % o
 # called it unpacks them, multiplies by the scales, and then does an ordinary matrix product.
 
 # %% name="packed"
-restore()
 before = measure.weight_bytes(model).total
 packed_bytes, answers = {}, {}
 for scheme in (Scheme(8), Scheme(4, 64), Scheme(3, 64)):
@@ -398,16 +394,26 @@ def per_tensor_call(name, layer, x):
     return F.linear(q * scale, layer.weight, layer.bias)
 
 
+def int8_weights(call):
+    """The same call, on a layer whose weight is rounded to INT8."""
+    def with_rounded(name, layer, x):
+        stand_in = torch.nn.Linear(1, 1, bias=False, device="meta")
+        stand_in.weight = torch.nn.Parameter(affine.fake_quantize(layer.weight, int8), requires_grad=False)
+        stand_in.bias = layer.bias
+        return call(name, stand_in, x)
+
+    return with_rounded
+
+
 int8 = Scheme(8, full_range=False)
-restore()
-layerwise.round_to_nearest(model, int8)
-w8a8 = {"FP32": fp32.value, "W8, activations FP32": measure.perplexity(model, heldout).value}
+w8a8 = {"FP32": fp32.value}
 for label, call in {
+    "W8, activations FP32": lambda name, layer, x: F.linear(x, layer.weight, layer.bias),
     "W8A8 dynamic, a scale a token": activations.dynamic_call,
     "W8A8 dynamic, a scale a tensor": per_tensor_call,
     "W8A8 static, a scale a layer": activations.static_call(absmax),
 }.items():
-    with activations.linear_calls(model, call):
+    with activations.linear_calls(model, int8_weights(call)):
         w8a8[label] = measure.perplexity(model, heldout).value
 measure.table({label: {"perplexity": round(value, 2)} for label, value in w8a8.items()})
 
@@ -429,7 +435,6 @@ measure.table({label: {"perplexity": round(value, 2)} for label, value in w8a8.i
 # %% name="ex-split" exercise="course_utils.quantize.activations:split_outliers" points=2
 
 # %% name="llm-int8" tolerance=0.04
-restore()
 taken, channels = 0, 0
 
 
@@ -492,7 +497,6 @@ print(f"error of ours {(ours - exact).square().mean().sqrt() / size:.2f}, "
 # First the promise: before anything is rounded, the smoothed model must compute what the original did.
 
 # %% name="fold"
-restore()
 prompt = heldout[:64].unsqueeze(0).to(DEVICE)
 with torch.inference_mode():
     plain = model(prompt).logits
@@ -520,16 +524,20 @@ def mixed_call(largest):
 
 
 sweep = {}
+tops = {name: statistic.top for name, statistic in statistics.items()}
 for alpha in (None, 0.25, 0.5, 0.75):
-    restore()
-    tops = {name: statistic.top for name, statistic in statistics.items()}
+    model = tokenizer = linears = original = None  # frees the memory before the model is loaded afresh
+    gc.collect()
+    model, tokenizer = models.load_lm(LM, device=DEVICE)
     largest = absmax if alpha is None else activations.smooth(model, tops, alpha)
-    layerwise.round_to_nearest(model, int8)
-    with activations.linear_calls(model, mixed_call(largest)):
+    with activations.linear_calls(model, int8_weights(mixed_call(largest))):
         sweep[alpha] = measure.perplexity(model, heldout).value
     print(f"{'not smoothed' if alpha is None else f'alpha {alpha:.2f}':14} perplexity {sweep[alpha]:.2f}")
 
 # %% name="plot-smooth"
+model, tokenizer = models.load_lm(LM, device=DEVICE)
+linears = layerwise.block_linears(model)
+original = {name: layer.weight.detach() for name, layer in linears.items()}
 name = max((name for name in absmax if name.endswith("q_proj")), key=lambda name: absmax[name].max().item())
 w_absmax = torch.cat([original[name.replace("q_proj", other)] for other in ("q_proj", "k_proj", "v_proj")])
 w_absmax = w_absmax.abs().amax(dim=0)
@@ -566,7 +574,6 @@ print(f"Alpha 0.5 closes {100 * closed:.0f} % of the gap between static W8A8 and
 # inputs of very different size.
 
 # %% name="torch-dynamic" tolerance=0.05
-restore()
 original = None
 gc.collect()
 speeds = {"FP32": measure.generation_speed(model, tokenizer, prompt_tokens=128, new_tokens=12, repeats=2)}
