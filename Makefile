@@ -2,6 +2,8 @@
 PYTHON ?= python3
 SETUP = $(PYTHON) scripts/setup_environment.py
 BIN = $(or $(COURSE_VENV),.venv)/bin
+# In a container the user is often root, and Jupyter wants to be told that this is meant.
+ALLOW_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 .PHONY: help setup course lab test quick test-browser bench sync lint lock clean
 
 help:          ## list the targets
@@ -16,7 +18,7 @@ course:        ## run every lesson end to end and print a table
 
 lab:           ## open JupyterLab on the learner's notebooks
 	@$(SETUP)
-	@$(BIN)/jupyter lab --notebook-dir=notebooks
+	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ALLOW_ROOT)
 
 test:          ## every test, the same that CI runs
 	@$(SETUP) --extras libraries,author
