@@ -31,7 +31,9 @@ def bench() -> list[dict]:
         for name, work in (("bitsandbytes", theirs), ("ours", ours)):
             samples[name].append(measure.latency(work, warmup=0, repeats=1).median)
     size = {"bitsandbytes": their_bytes, "ours": our_bytes}
+    millions = sum(w.numel() for w in weights) / 1e6
     return [{"what": name, "median (s)": sorted(times)[3],
              "fastest (s)": min(times), "slowest (s)": max(times),
-             "million weights": sum(w.numel() for w in weights) / 1e6, "MB": size[name] / 1e6, "differ": 0 if name == "bitsandbytes" else different}
+             "million weights": millions, "MB": size[name] / 1e6,
+             "differ": 0 if name == "bitsandbytes" else different}
             for name, times in samples.items()]
