@@ -1,0 +1,107 @@
+"""Removing whole blocks (layers) of a model, those that change the stream least first.
+
+    scores = influences(model, tokens)               block influence of each block
+    remove_blocks(model, scores.argsort()[:3])       the three with the lowest go, in place
+
+Source: X. Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect",
+arXiv 2403.03853, section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from course_utils import measure
+from course_utils.quantize.layerwise import find_blocks
+
+
+def block_influence(before, after):
+    """Block influence: 1 minus the mean cosine between a block's input and its output.
+
+    before, after  float tensors [..., hidden]: the stream before and after a block, one vector a token
+
+    The cosine is taken for each token, in float32, and then its mean over all tokens. Returns a float: 0 when
+    the block changes no direction, 1 when input and output are at right angles, 2 at most.
+    """
+    before, after = before.float(), after.float()
+    products = (before * after).sum(dim=-1)
+    lengths = before.norm(dim=-1) * after.norm(dim=-1)
+    return 1 - (products / lengths.clamp(min=1e-8)).mean().item()
+
+
+def influences(model: nn.Module, tokens: Tensor, batch_size: int = 1) -> Tensor:
+    """Block influence of every block on a text, float [blocks].
+
+    tokens  integer tensor [n, length] of token ids; batch_size of its rows run together
+    Raises ValueError when there are no tokens.
+    """
+    if tokens.ndim != 2 or not tokens.numel():
+        raise ValueError(f"tokens must be [n, length] with at least one token, not {list(tokens.shape)}")
+    blocks = [block for _, block in find_blocks(model)]
+    totals = torch.zeros(len(blocks))
+
+    def watch(i):
+        def hook(_, args, kwargs, output):
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            totals[i] += block_influence(before, after) * len(before)
+
+        return hook
+
+    hooks = [block.register_forward_hook(watch(i), with_kwargs=True) for i, block in enumerate(blocks)]
+    body = getattr(model, model.base_model_prefix, model)  # without the output layer: its logits are not used
+    device = next(model.parameters()).device
+    try:
+        with measure.evaluating(model):
+            for batch in tokens.split(batch_size):
+                body(input_ids=batch.to(device), **({} if _is_bert(model) else {"use_cache": False}))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return totals / len(tokens)
+
+
+def remove_blocks(model: nn.Module, indices: Iterable[int]) -> None:
+    """Take blocks out of a model, in place. The others keep their order; the config follows.
+
+    indices  block numbers before the removal, 0 is the first
+
+    Blocks number themselves for the KV cache, so the ones left are numbered anew. The model that is left is
+    an ordinary, shorter one: save_pretrained and from_pretrained work as ever.
+    Raises ValueError, before anything is changed, for an index out of range or twice, or when none is left.
+    """
+    name, _, _ = find_blocks(model)[0][0].rpartition(".")
+    parent, _, attribute = name.rpartition(".")
+    blocks = model.get_submodule(name)
+    indices = [int(index) for index in indices]
+    outside = [index for index in indices if not 0 <= index < len(blocks)]
+    if outside:
+        raise ValueError(f"there is no block {outside[0]}: they are numbered 0 to {len(blocks) - 1}")
+    if len(set(indices)) < len(indices):
+        raise ValueError(f"a block is listed twice in {indices}")
+    if len(indices) == len(blocks):
+        raise ValueError(f"all {len(blocks)} blocks would go; leave one at least")
+    left = [i for i in range(len(blocks)) if i not in indices]
+    setattr(model.get_submodule(parent), attribute, nn.ModuleList(blocks[i] for i in left))
+    for new, i in enumerate(left):
+        for module in blocks[i].modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = new
+    for config in _configs(model):
+        config.num_hidden_layers = len(left)
+        for per_block in ("layer_types", "heads_per_layer"):
+            if getattr(config, per_block, None) is not None:
+                setattr(config, per_block, [getattr(config, per_block)[i] for i in left])
+
+
+def _configs(model: nn.Module) -> list:
+    """The configs that the model's parts hold: usually one object, held by all."""
+    held = [getattr(module, "config", None) for module in model.modules()]
+    return list({id(config): config for config in held if hasattr(config, "num_hidden_layers")}.values())
+
+
+def _is_bert(model: nn.Module) -> bool:
+    return hasattr(find_blocks(model)[0][1], "attention")
