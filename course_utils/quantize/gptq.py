@@ -190,7 +190,7 @@ def gptq(
     _check(weight, hessian, scheme, order, damping)
     width = weight.shape[1]
     group = scheme.group or width
-    work, hessian = _without_dead_columns(weight, hessian)
+    work, hessian = without_dead_columns(weight, hessian)
     columns = column_order(hessian, order, group)
     work = work[:, columns]
     factor, damping = inverse_factor(hessian[columns][:, columns], damping)
@@ -232,7 +232,7 @@ def _round_block(
     return integers, errors
 
 
-def _without_dead_columns(weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+def without_dead_columns(weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
     """Copies of both, with weight 0 and diagonal 1 where an input was always 0."""
     weight, hessian = weight.detach().to(hessian.dtype, copy=True), hessian.clone()
     dead = hessian.diagonal() == 0

@@ -1,0 +1,78 @@
+"""Sparsity against perplexity, by method: lesson 06 draws its picture from this record. Takes long.
+
+Rows that the record holds already are not measured again, so the run can be interrupted. Perplexities hold on
+any machine within rounding; no time is measured here.
+"""
+
+import gc
+
+import torch
+
+from course_utils import data, measure, models, records
+from course_utils.prune import sparsegpt, unstructured
+
+TITLE = "Sparsity against perplexity, by method"
+NAME = "bench_pruning"
+HELDOUT_TOKENS, CALIBRATION_TOKENS, WINDOW = 2048, 4096, 512
+DAMPING = 0.1
+SHARES = (0.5, 0.3, 0.7, 0.6, 0.4, 0.2, 0.1)  # the most telling first
+
+RANDOM, LAYER, GLOBAL, WANDA, SPARSEGPT = (
+    "random", "magnitude, per layer", "magnitude, global", "Wanda", "SparseGPT")
+METHODS = (RANDOM, LAYER, GLOBAL, WANDA, SPARSEGPT)
+
+
+def runs():
+    """(method, sparsity, damping) of all rows."""
+    yield "dense", 0.0, None
+    for damping in (0.01, DAMPING, 1.0):
+        yield SPARSEGPT, 0.5, damping
+    for method in METHODS:
+        if method != GLOBAL:  # a pattern in each layer leaves no choice between layers
+            yield method, (2, 4), DAMPING if method == SPARSEGPT else None
+    for sparsity in SHARES:
+        for method in METHODS:
+            if (method, sparsity) != (SPARSEGPT, 0.5):
+                yield method, sparsity, DAMPING if method == SPARSEGPT else None
+
+
+def bench() -> list[dict]:
+    """All rows, measuring those that the record does not hold."""
+    kept = records.load(NAME)
+    rows = kept["results"]["rows"] if kept else []
+    done = {(row["method"], row["sparsity"], row["damping"]) for row in rows}
+    for method, sparsity, damping in runs():
+        key = (method, unstructured.describe(sparsity), damping)
+        if key not in done:
+            row = dict(zip(("method", "sparsity", "damping"), key, strict=True))
+            rows.append(row | _measure(method, sparsity, damping))
+            records.save(NAME, {"title": TITLE, "rows": rows})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _measure(method, sparsity, damping):
+    model, tokenizer = models.load_lm()
+    text = data.windows(data.wikipedia_tokens(tokenizer, "calibration", CALIBRATION_TOKENS), WINDOW)
+    heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT_TOKENS)
+    prune(model, method, sparsity, text, damping)
+    found = measure.perplexity(model, heldout, window=WINDOW)
+    zeros = unstructured.share_of_zeros(model)
+    del model
+    gc.collect()
+    fitted = method in (WANDA, SPARSEGPT)
+    return {"perplexity": found.value, "nll": found.nll, "zeros": zeros, "tokens scored": found.tokens,
+            "window": WINDOW, "calibration tokens": text.numel() if fitted else 0}
+
+
+def prune(model, method, sparsity, text, damping):
+    """Prune the model in place by the named method; "dense" leaves it as it is."""
+    generator = torch.Generator().manual_seed(0)
+    scores = {RANDOM: lambda _, weight: unstructured.random_score(weight, generator)}
+    if method == WANDA:
+        unstructured.wanda_model(model, text, sparsity)
+    elif method == SPARSEGPT:
+        sparsegpt.sparsegpt_model(model, text, sparsity, damping=damping)
+    elif method != "dense":
+        score = scores.get(method, lambda _, weight: unstructured.magnitude_score(weight))
+        unstructured.prune_model(model, score, sparsity, per="model" if method == GLOBAL else "layer")
