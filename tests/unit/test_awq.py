@@ -1,5 +1,7 @@
 """course_utils.quantize.awq, awq_format: invariants on small Llamas, gptqmodel reads the format."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
+from course_utils import data, measure, models
 from course_utils.quantize import affine, awq, awq_format, layerwise
 from course_utils.quantize.affine import Scheme
 
@@ -263,6 +266,29 @@ def test_output_error_order(symmetric):
     assert errors["clip"] < errors["scale"] < errors["plain"]
 
 
+@pytest.fixture(scope="module")
+def real_model():
+    return models.load_lm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [None, 64])
+def test_awq_beats_rounding_on_held_out_text(real_model, group):
+    """The real model at 4 bits, per channel and in groups: scaling alone, without clipping, a coarse grid."""
+    original, tokenizer = real_model
+    heldout = data.wikipedia_tokens(tokenizer, "heldout", 512)
+    calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 512), 256)
+    scheme, found = Scheme(4, group), {"FP32": measure.perplexity(original, heldout).value}
+    for name, ratios in (("AWQ", (0.2, 0.4, 0.6)), ("RTN", ())):
+        model = copy.deepcopy(original)
+        if ratios:
+            awq.awq(model, calibration, scheme, ratios=ratios, use_clip=False, progress=False)
+        else:
+            layerwise.round_to_nearest(model, scheme)
+        found[name] = measure.perplexity(model, heldout).value
+    assert found["FP32"] < found["AWQ"] < 0.97 * found["RTN"], found
+
+
 def test_same_result_twice_and_restored_after_an_interrupt(monkeypatch):
     first, second = small_llama(), small_llama()
     awq.awq(first, tokens(), Scheme(4, 16), progress=False)
@@ -382,10 +408,11 @@ def test_gptqmodels_layer_computes_with_our_words():
 def test_transformers_loads_our_checkpoint(tmp_path, kv_heads, symmetric):
     """A folder written here is loaded by transformers through GPTQModel, and its logits agree with ours."""
     pytest.importorskip("gptqmodel")
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"a": 0}, unk_token="a")))
     model, keep = small_llama(kv_heads), {}
     awq.awq(model, tokens(), Scheme(4, 32, symmetric), progress=False, keep=keep)
     assert set(keep) == set(layerwise.block_linears(model))
