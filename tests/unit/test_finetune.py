@@ -163,6 +163,47 @@ def test_the_cached_classifier_loads_without_training(monkeypatch):
     assert result.low > 0.75, result  # 85 % on all 2,015 held-out sentences
 
 
+def test_a_classifier_of_another_domain_starts_from_the_same_head_and_has_a_folder_of_its_own(
+        tmp_path, monkeypatch):  # fmt: skip
+    movie, tweets = (data.reviews("train", domain)[:16] for domain in ("movie", "tweets"))
+    start, tokenizer = models.load_encoder(num_labels=2)
+    begun = []
+
+    def train(model, tokenizer, examples, **arguments):
+        begun.append((model.state_dict(), examples, arguments))
+
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "load_encoder", lambda num_labels: (start, tokenizer))
+    monkeypatch.setattr(data, "reviews", lambda split, domain: {"movie": movie, "tweets": tweets}[domain])
+    monkeypatch.setattr(finetune, "train", train)
+    for domain, seed in (("movie", 0), ("tweets", 0), ("tweets", 3), ("tweets", 0)):
+        finetune.load_classifier(domain=domain, seed=seed)
+    assert [examples for _, examples, _ in begun] == [movie, tweets, tweets]  # the last one was cached
+    assert [arguments["seed"] for _, _, arguments in begun] == [0, 0, 3]
+    folders = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert folders == {"minilm-movie-reviews", "minilm-tweets", "minilm-tweets-seed3"}
+    with pytest.raises(TypeError, match="seed must be"):
+        finetune.load_classifier(seed="1")
+
+
+def test_a_classifier_is_trained_again_when_the_sentences_are_others(tmp_path, monkeypatch):
+    first, second = data.reviews("train")[:4], data.reviews("train")[4:8]
+    start, tokenizer = models.load_encoder(num_labels=2)
+    trained_on = []
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "load_encoder", lambda num_labels: (start, tokenizer))
+    monkeypatch.setattr(finetune, "train", lambda model, tokenizer, found, **_: trained_on.append(found))
+    for sentences in (first, first, second):
+        monkeypatch.setattr(data, "reviews", lambda split, domain, found=sentences: found)
+        finetune.load_classifier()
+    assert trained_on == [first, second]  # else it may have seen what is held out now
+
+
+def test_an_unknown_domain_is_named():
+    with pytest.raises(ValueError, match="unknown domain 'films'"):
+        finetune.load_classifier(domain="films")
+
+
 @pytest.mark.slow
 def test_a_killed_training_leaves_nothing_usable(tmp_path, monkeypatch):
     data.reviews("test")
@@ -187,7 +228,7 @@ def test_a_killed_training_leaves_nothing_usable(tmp_path, monkeypatch):
 
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
     few = data.reviews("train")[:48]
-    monkeypatch.setattr(data, "reviews", lambda split: few)
+    monkeypatch.setattr(data, "reviews", lambda split, domain: few)
     model, _ = finetune.load_classifier()
     assert folder.exists() and cache.problem(folder) is None
     assert not list(tmp_path.glob(".minilm-movie-reviews.building-*"))
