@@ -208,27 +208,30 @@ def head_importance(output, gradient, head_dim):
     return by_gate.abs().mean(dim=0)
 
 
-def head_gradient(model: nn.Module, batches: Iterable, loss: Callable) -> Tensor:
+def head_gradient(model: nn.Module, batches: Iterable, loss: Callable, query_heads: bool = False) -> Tensor:
     """Importance of each key-value head (without GQA: of each head) by gradient. One backward pass a batch.
 
     batches  anything `loss` understands; each is used once
     loss     loss(batch) -> scalar tensor: the *sum* of the losses of the batch's examples, through the model
+    query_heads  score each query head by itself
 
-    Returns a float tensor [blocks, kv_heads] on the CPU. With GQA a key-value head and the query heads that
-    read it count as one wide head. The model's weights get no gradients, so this needs little memory.
+    Returns a float tensor [blocks, kv_heads], or [blocks, heads], on the CPU. With GQA a key-value head and
+    the query heads that read it otherwise count as one wide head. The model's weights get no gradients, so
+    this needs little memory.
     """
     layout = attentions(model)
-    if len({attention.kv_heads for attention in layout}) > 1:
+    width = [attention.head_dim * (1 if query_heads else attention.group) for attention in layout]
+    heads = {attention.output.in_features // one for attention, one in zip(layout, width, strict=True)}
+    if len(heads) > 1:
         raise ValueError("the blocks have different numbers of heads already; score them before removing any")
-    total, examples = torch.zeros(len(layout), layout[0].kv_heads), 0
+    total, examples = torch.zeros(len(layout), heads.pop()), 0
     with _weights_frozen(model):
         for batch in batches:
             with _inputs_of([attention.output for attention in layout]) as seen:
                 value = loss(batch)
             gradients = torch.autograd.grad(value, seen)
-            for i, (attention, x, g) in enumerate(zip(layout, seen, gradients, strict=True)):
-                score = head_importance(x.detach().float(), g.float(), attention.head_dim * attention.group)
-                total[i] += score.cpu() * len(x)
+            for i, (x, g) in enumerate(zip(seen, gradients, strict=True)):
+                total[i] += head_importance(x.detach().float(), g.float(), width[i]).cpu() * len(x)
             examples += len(seen[0])
     if not examples:
         raise ValueError("there are no batches to take gradients on; give at least one")
@@ -336,6 +339,19 @@ def kept_in_each(scores: Tensor, keep: int) -> list[list[int]]:
         raise ValueError(f"keep must be from 1 to {scores.shape[1]}, not {keep}")
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :keep]
     return [sorted(row) for row in order.tolist()]
+
+
+def kept_in_groups(scores: Tensor, groups: int, keep: int) -> list[list[int]]:
+    """As `kept_in_each`, but the row is cut into equal groups and `keep` stay in each: the pattern of GQA.
+
+    scores  float [blocks, heads]; groups: key-value heads; keep: query heads left for each of them
+    """
+    if scores.shape[1] % groups:
+        raise ValueError(f"{scores.shape[1]} heads do not fall into {groups} equal groups")
+    size = scores.shape[1] // groups
+    by_group = kept_in_each(scores.reshape(-1, size), keep)
+    return [[g * size + head for g in range(groups) for head in by_group[block * groups + g]]
+            for block in range(len(scores))]
 
 
 def kept_overall(scores: Tensor, remove: int, at_least: int = 1) -> list[list[int]]:

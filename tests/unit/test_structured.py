@@ -285,7 +285,8 @@ def classifier_loss(model):
     return loss
 
 
-def test_gradient_importance_is_the_derivative_by_a_gate(architecture):
+@pytest.mark.parametrize("query_heads", [False, True])
+def test_gradient_importance_is_the_derivative_by_a_gate(architecture, query_heads):
     """Reference: autograd through explicit gates, one example at a time."""
     model = MODELS[architecture]()
     layout = structured.attentions(model)
@@ -295,10 +296,11 @@ def test_gradient_importance_is_the_derivative_by_a_gate(architecture):
         out = model(**selected).logits.flatten(1)
         return out[:, :7].square().sum() / 10
 
-    found = structured.head_gradient(model, [[0, 1, 2], [3]], loss)
+    found = structured.head_gradient(model, [[0, 1, 2], [3]], loss, query_heads=query_heads)
     expected = torch.zeros_like(found)
     for row in range(4):
-        gates = [torch.ones(attention.kv_heads, requires_grad=True) for attention in layout]
+        gates = [torch.ones(attention.heads if query_heads else attention.kv_heads, requires_grad=True)
+                 for attention in layout]
         with structured.gated([attention.output for attention in layout], gates):
             expected += torch.stack(torch.autograd.grad(loss([row]), gates)).abs() / 4
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
@@ -358,6 +360,14 @@ def test_choices():
     assert structured.kept_overall(scores, 4) == [[1], [0]]
     assert structured.kept_overall(scores, 2, at_least=2) == [[1, 2], [0, 1]]
     assert structured.kept_overall(scores, 0) == [[0, 1, 2], [0, 1, 2]]
+
+
+def test_choices_within_groups():
+    scores = torch.tensor([[3.0, 1, 2, 0, 5, 4], [0, 0, 0, 1, 2, 3]])
+    assert structured.kept_in_groups(scores, groups=2, keep=2) == [[0, 2, 4, 5], [0, 1, 4, 5]]
+    assert structured.kept_in_groups(scores, groups=3, keep=1) == [[0, 2, 4], [0, 3, 5]]
+    with pytest.raises(ValueError, match="equal groups"):
+        structured.kept_in_groups(scores, groups=4, keep=1)
 
 
 def test_ties_are_broken_the_same_way_every_time():
