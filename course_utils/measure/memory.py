@@ -1,5 +1,8 @@
 """How many bytes a model holds, and how many a piece of code needs at its peak."""
 
+import ctypes
+import gc
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -139,3 +142,19 @@ def peak_memory(interval=0.005):
         thread.join()
         if cuda:
             result.gpu_peak = torch.cuda.max_memory_allocated()
+
+
+def release_memory():
+    """Give back to the system what this process has freed.
+
+    Collects garbage, then empties the C library's store of freed memory (glibc keeps much of it, so that a
+    process looks larger than what it uses) and torch's CUDA cache, where they exist. Nothing that a variable
+    still holds is freed: one slice of one weight keeps the whole file of weights that it was loaded from.
+    """
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from other C libraries, such as musl
+        if trim is not None:
+            trim(0)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

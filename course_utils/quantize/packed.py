@@ -28,6 +28,8 @@ def pack(values: Tensor, bits: int) -> Tensor:
     if values.numel() and (values.min() < 0 or values.max() > 2**bits - 1):
         raise ValueError(f"values must be from 0 to {2**bits - 1} to fit into {bits} bits, "
                          f"got {values.min().item()} to {values.max().item()}")
+    if bits == 8:
+        return values.to(torch.uint8)
     per_word, bytes_per_word = _word(bits)
     values = F.pad(values.long(), (0, -values.shape[1] % per_word))
     shifts = bits * torch.arange(per_word, device=values.device)
@@ -47,6 +49,12 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
     shifts = bits * torch.arange(per_word, device=packed.device, dtype=dtype)
     values = (words >> shifts) & (2**bits - 1)
     return values.to(torch.uint8).reshape(len(packed), -1)[:, :n]
+
+
+def packed_width(bits: int, n: int) -> int:
+    """Bytes of n packed integers."""
+    per_word, bytes_per_word = _word(bits)
+    return math.ceil(n / per_word) * bytes_per_word
 
 
 def _word(bits: int) -> tuple[int, int]:
@@ -72,10 +80,12 @@ class QuantLinear(nn.Module):
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
         groups = 1 if scheme.group in (None, "tensor") else in_features // scheme.group
         self.scale_shape = (1, 1) if scheme.group == "tensor" else (out_features, groups)
-        self.register_buffer("packed", pack(torch.zeros(out_features, in_features), scheme.bits))
+        width = packed_width(scheme.bits, in_features)
+        self.register_buffer("packed", torch.zeros(out_features, width, dtype=torch.uint8))
         self.register_buffer("scale", torch.ones(self.scale_shape, dtype=scheme.scale_dtype))
         if not scheme.symmetric:
-            self.register_buffer("packed_zero", pack(torch.zeros(self.scale_shape), scheme.bits))
+            width = packed_width(scheme.bits, self.scale_shape[1])
+            self.register_buffer("packed_zero", torch.zeros(self.scale_shape[0], width, dtype=torch.uint8))
         self.register_buffer("bias", torch.zeros(out_features) if bias else None)
 
     @classmethod

@@ -5,6 +5,7 @@ import subprocess
 import time
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -482,3 +483,11 @@ def test_the_real_model_has_the_documented_perplexity_and_size():
     result = measure.perplexity(model, tokens, window=512)
     assert result.value == pytest.approx(loss_per_window(model, tokens, 512)[0], rel=1e-4)
     assert 15 < result.value < 45
+
+
+def test_release_memory_gives_freed_memory_back():
+    pieces = [torch.ones(200_000) for _ in range(400)]  # 320 MB in pieces that the C library keeps when freed
+    full = psutil.Process().memory_info().rss
+    del pieces
+    measure.release_memory()
+    assert psutil.Process().memory_info().rss < full - 200e6
