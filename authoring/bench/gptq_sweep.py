@@ -11,36 +11,22 @@ from course_utils.quantize import gptq, layerwise
 from course_utils.quantize.affine import Scheme
 
 TITLE = "GPTQ over bits, groups, damping and calibration text"
-HELDOUT_TOKENS, WINDOW = 4096, 512
+HELDOUT_TOKENS, WINDOW = 2048, 512
 NAME = "gptq_sweep"
 
 # (method, bits, group, symmetric, order, damping, calibration tokens)
 GPTQ, RTN = "GPTQ", "round to nearest"
+_GRIDS = [(4, 64, True), (4, None, True), (4, 32, True), (4, 64, False),
+          (3, 64, True), (3, None, True), (3, 32, True), (3, 64, False)]
 RUNS = [
     ("FP32", 32, None, True, "", 0.0, 0),
-    (RTN, 4, 64, True, "", 0.0, 0),
-    (GPTQ, 4, 64, True, "grouped", 0.2, 4096),
-    (RTN, 8, None, True, "", 0.0, 0),
-    (RTN, 4, None, True, "", 0.0, 0),
-    (GPTQ, 4, 64, True, "natural", 0.01, 4096),
-    (GPTQ, 4, 64, True, "natural", 0.2, 4096),
-    (GPTQ, 4, None, True, "natural", 0.2, 4096),
-    (GPTQ, 4, 64, True, "natural", 0.2, 16384),
-    (RTN, 3, 64, True, "", 0.0, 0),
-    (GPTQ, 3, 64, True, "natural", 0.2, 4096),
-    (RTN, 3, None, True, "", 0.0, 0),
-    (GPTQ, 3, None, True, "natural", 0.2, 4096),
-    (RTN, 4, 32, True, "", 0.0, 0),
-    (GPTQ, 4, 32, True, "natural", 0.2, 4096),
-    (RTN, 3, 32, True, "", 0.0, 0),
-    (GPTQ, 3, 32, True, "natural", 0.2, 4096),
-    (RTN, 4, 64, False, "", 0.0, 0),
-    (GPTQ, 4, 64, False, "natural", 0.2, 4096),
-    (GPTQ, 4, 64, True, "natural", 0.01, 16384),
-    (GPTQ, 4, 64, True, "natural", 0.2, 1024),
-    (GPTQ, 4, 64, True, "natural", 0.01, 1024),
+    *((RTN, *grid, "", 0.0, 0) for grid in _GRIDS),
+    *((GPTQ, *grid, "grouped", 0.2, 4096) for grid in _GRIDS),
+    # less text and more, the paper's damping, act-order
+    (GPTQ, 4, 64, True, "grouped", 0.2, 1024),
+    (GPTQ, 4, 64, True, "grouped", 0.01, 4096),
+    (GPTQ, 4, 64, True, "grouped", 0.2, 16384),
     (GPTQ, 4, 64, True, "activation", 0.2, 4096),
-    (RTN, 4, 32, False, "", 0.0, 0),
 ]
 KEYS = ("method", "bits", "group", "symmetric", "order", "damping", "calibration tokens")
 

@@ -35,9 +35,12 @@ warnings.filterwarnings("ignore", module="torchao|bitsandbytes|optimum")
 
 # %% name="load"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 4096), 512)
+text = data.wikipedia_tokens(tokenizer, "calibration", 8192 + 2048)
+calibration = data.windows(text[:4096], 512)
+fresh = data.windows(text[8192:], 512)  # neither calibrated on nor scored: to choose settings with
 heldout = data.wikipedia_tokens(tokenizer, "heldout", 2048)
-print(f"calibration text: {calibration.numel():,} tokens; held-out text: {len(heldout):,} tokens")
+print(f"text to calibrate on: {calibration.numel():,} tokens; to choose settings with: {fresh.numel():,}; "
+      f"to score: {len(heldout):,}")
 
 # %% [markdown] name="output-text"
 # ## What should be small?
@@ -71,7 +74,8 @@ prediction = 1536 * 1536 * 4  # bytes: every input with every input
 
 # %% [markdown] name="collect-text"
 # Now the real thing: the inputs of two layers in the middle of the model, on the calibration text and on
-# held-out text. A **hook** is a function that torch calls whenever a layer runs; here it hands the layer's
+# fresh text. The text that scores the model in the end is not touched: whoever chooses settings on it has
+# seen the exam. A **hook** is a function that torch calls whenever a layer runs; here it hands the layer's
 # input to the statistic. We also keep the Hessians of shorter pieces of the calibration text for later.
 
 # %% name="collect"
@@ -98,7 +102,7 @@ def hessians(model, windows, keep_at):
 
 SIZES = (512, 1024, 2048, 4096)
 on_calibration = hessians(model, calibration, SIZES)
-on_heldout = hessians(model, data.windows(heldout, 512), (2048,))[2048]
+on_fresh = hessians(model, fresh, (2048,))[2048]
 for name, matrix in on_calibration[4096].items():
     print(f"block {BLOCK}, {name:18} Hessian {list(matrix.shape)}, {matrix.nbytes / 1e6:.1f} MB")
 
@@ -137,7 +141,8 @@ plots.show(fig, "Square map of the first 96 inputs of q_proj against each other.
 # the diagonal, 1 % of its mean. That is called **damping**.
 
 # %% name="obq" tolerance=0.05
-layer, H = LAYERS["self_attn.q_proj"].weight.detach().cpu(), on_calibration[4096]["self_attn.q_proj"].cpu()
+layer = LAYERS["self_attn.q_proj"].weight.detach().cpu().clone()
+H = on_calibration[4096]["self_attn.q_proj"].cpu()
 scheme = Scheme(bits=4)  # one scale a row
 damped = H + 0.01 * H.diagonal().mean() * torch.eye(len(H))
 ROWS = 4
@@ -217,9 +222,9 @@ print(f"GPTQ, all {len(layer)} rows: {seconds:.2f} s. OBQ would take {per_row['n
 
 # %% name="steps" tolerance=0.05
 name = "self_attn.q_proj"
-H_new = on_heldout[name].cpu()
+H_new = on_fresh[name].cpu()
 energy = {"calibration": gptq.output_error(layer, torch.zeros_like(layer), H),
-          "held-out": gptq.output_error(layer, torch.zeros_like(layer), H_new)}
+          "fresh": gptq.output_error(layer, torch.zeros_like(layer), H_new)}
 rows = {}
 for label, scheme in {"per channel": Scheme(4), "group 64": Scheme(4, 64), "group 32": Scheme(4, 32),
                       "group 64, 3 bit": Scheme(3, 64),
@@ -228,9 +233,9 @@ for label, scheme in {"per channel": Scheme(4), "group 64": Scheme(4, 64), "grou
     for order in gptq.ORDERS:
         variants[f"GPTQ, {order}"] = gptq.gptq(layer, H, scheme, order=order).dequantize()
     rows[label] = {
-        variant: round(1e4 * gptq.output_error(layer, q, H_new) / energy["held-out"], 1)
+        variant: round(1e4 * gptq.output_error(layer, q, H_new) / energy["fresh"], 1)
         for variant, q in variants.items()}
-print(f"block {BLOCK}, {name}: error on held-out text, in 1/10,000 of the output's energy")
+print(f"block {BLOCK}, {name}: error on fresh text, in 1/10,000 of the output's energy")
 measure.table(rows)
 
 # %% name="steps-reading" tolerance=0.05
@@ -256,8 +261,8 @@ prediction = "worse"  # 2,048 tokens are few for 1,536 inputs
 
 # %% name="overfit" tolerance=0.05
 name, scheme = "mlp.down_proj", Scheme(4, 64)
-down = LAYERS[name].weight.detach().cpu()
-H_new = on_heldout[name].cpu()
+down = LAYERS[name].weight.detach().cpu().clone()
+H_new = on_fresh[name].cpu()
 nearest = affine.fake_quantize(down, scheme)
 DAMPINGS = (0.01, 0.2, 1.0)
 seen, unseen = {}, {}
@@ -524,4 +529,5 @@ release = re.search(r"^auto-gptq==(\S+)", pins, re.MULTILINE)[1]
 print(f"C6: stale. AutoGPTQ {release} needs transformers {needs}, the course has {here.split('.')[0]}.x.")
 print(f"    The GPTQ loader of transformers asks for gptqmodel: {'gptqmodel' in source}; for auto_gptq: "
       f"{'auto_gptq' in source}.")
-print("    Our checkpoint above was read by that loader; no setup_cuda.py was run.")
+if loaded:
+    print("    Our checkpoint above was read by that loader; no setup_cuda.py was run.")
