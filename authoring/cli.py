@@ -134,11 +134,12 @@ def list_lessons(context: typer.Context):
 
 @app.command()
 def fetch():
-    """Download and convert the embedded model and the texts, once."""
-    from course_utils import data, models
+    """Download and convert the embedded model and the texts, train the shared classifier; once."""
+    from course_utils import data, finetune, models
 
     models.prepare()
     data.prepare()
+    finetune.prepare()
 
 
 @app.command()

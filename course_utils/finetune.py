@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ CHUNK = 16  # batches: sentences are sorted by length inside chunks of so many, 
 
 @dataclass(frozen=True)
 class Training:
-    """What a training run did. losses: mean cross-entropy of each step's batch, in nats."""
+    """What a training run did. losses: the loss of each step's batch; in nats where it is a cross-entropy."""
 
     losses: list[float] = field(repr=False)
     seconds: float
@@ -60,6 +61,7 @@ class Training:
 def train(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, epochs: int | None = None,
           steps: int | None = None, batch_size: int = 16, lr: float = 1e-4, seed: int = 0,
           max_length: int = MAX_LENGTH, frozen: tuple[str, ...] = ("embeddings",),
+          loss: Callable[[nn.Module, dict, Tensor], Tensor] | None = None,
           progress: str = "training") -> Training:
     """Train a sequence classifier in place with AdamW. Returns a Training.
 
@@ -69,6 +71,8 @@ def train(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, epoch
     lr         highest learning rate: reached after a tenth of the steps, then falling in a line to 0
     max_length tokens; longer texts are cut
     frozen     parameters with one of these words in their name are left alone
+    loss       loss(model, batch, labels), a scalar for the batch (input_ids and attention_mask, [batch,
+               length]) and labels [batch]; None: the cross-entropy of model(**batch).logits
     progress   name of the progress bar
 
     The same seed gives the same order of sentences and the same dropout. With the same machine and number of
@@ -87,16 +91,17 @@ def train(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, epoch
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_up_then_fall(step, total))
         for rows in _endless_batches([len(ids) for ids in encoded], batch_size, seed, total):
-            logits = model(**_pad(tokenizer, [encoded[row] for row in rows], device)).logits
-            loss = F.cross_entropy(logits.float(), labels[rows].to(device))
-            if not torch.isfinite(loss):
-                raise RuntimeError(f"the loss became {loss.item()} at step {len(losses) + 1}: lower lr, {lr}")
+            batch = _pad(tokenizer, [encoded[row] for row in rows], device)
+            value = (loss or _cross_entropy)(model, batch, labels[rows].to(device))
+            if not torch.isfinite(value):
+                raise RuntimeError(f"the loss became {value.item()} at step {len(losses) + 1}: "
+                                   f"lower lr, {lr}")
             optimizer.zero_grad()
-            loss.backward()
+            value.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             schedule.step()
-            losses.append(loss.item())
+            losses.append(value.item())
             bar.update()
     return Training(losses, time.perf_counter() - start, len(examples), seed)
 
@@ -174,6 +179,10 @@ def _build_classifier(folder: Path, examples: list[tuple[str, int]], domain: str
 
 
 # ---- the parts of the loop -------------------------------------------------------------------------------
+
+
+def _cross_entropy(model: nn.Module, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    return F.cross_entropy(model(**batch).logits.float(), labels)
 
 
 def _encode(tokenizer, texts: list[str], max_length: int) -> list[list[int]]:

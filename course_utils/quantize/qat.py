@@ -144,6 +144,7 @@ class FakeQuantLinear(nn.Linear):
     """
 
     MOMENTUM = 0.9  # of the old range in each training step
+    SMALLEST = 0.1  # a learned scale is at least this part of the scale that absmax gives
 
     def __init__(self, linear: nn.Linear, spec: Spec) -> None:
         affine.check_weight(linear.weight)
@@ -164,9 +165,21 @@ class FakeQuantLinear(nn.Linear):
     def rounded_weight(self) -> Tensor:
         """The weight [out, in] as its integers will give it back."""
         if self.spec.learned:
-            return learned_scale(self.weight, self.scale, self.spec.weight)
+            return learned_scale(self.weight, self._positive_scale(), self.spec.weight)
         return fake_quantize(self.weight, *affine.parameters(self.weight.detach(), self.spec.weight),
                              self.spec.weight)
+
+    def _positive_scale(self) -> nn.Parameter:
+        """The learned scale [out, 1], raised first where it fell below its floor.
+
+        Adam changes every parameter by about lr a step, however small the parameter is. At 8 bits a scale is
+        about 0.001, and a step or two could carry it past 0. torch's own learnable fake quantization raises
+        the values in place as well (torch/ao/quantization/_learnable_fake_quantize.py): they can grow again.
+        """
+        absmax, _ = affine.parameters(self.weight.detach(), self.spec.weight)
+        with torch.no_grad():
+            self.scale.copy_(torch.maximum(self.scale, self.SMALLEST * absmax))
+        return self.scale
 
     def rounded_input(self, x: Tensor) -> Tensor:
         """x [..., in] as its integers give it back."""
@@ -188,9 +201,9 @@ class FakeQuantLinear(nn.Linear):
         weight = self.weight.detach()
         scale, zero = affine.parameters(weight, scheme)
         if self.spec.learned:
-            scale = self.scale.detach()
-            if not (scale > 0).all():
-                raise ValueError(f"{int((scale <= 0).sum())} learned scale(s) became zero or negative: "
+            scale = self._positive_scale().detach()
+            if not scale.isfinite().all():
+                raise ValueError(f"{int((~scale.isfinite()).sum())} learned scale(s) are not finite: "
                                  "train again with a lower lr")
         q = affine.to_integers(weight, scale, zero, scheme)
         q = q.to(torch.int8 if scheme.symmetric else torch.uint8)

@@ -255,6 +255,28 @@ def test_first_scale_is_the_papers_and_never_zero():
     assert qat.first_scale(x, Scheme(bits=4)).tolist() == [[pytest.approx(2 * 1.5 / math.sqrt(7))], [1.0]]
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_learned_scales_stay_positive_when_adams_steps_are_longer_than_they_are(bits):
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 16, bias=False)
+    linear.weight.data *= 0.1
+    target, x = linear.weight.detach().clone(), torch.randn(200, 64)
+    layer = qat.FakeQuantLinear(linear, qat.spec(f"W{bits}A8", learned=True))
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
+    crossed = 0
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.mse_loss(layer(x), x @ target.t()).backward()
+        optimizer.step()
+        crossed += int((layer.scale <= 0).sum())
+    assert bits < 8 or crossed > 0  # at 8 bits the steps do cross 0: there is something to guard against
+    with torch.no_grad():
+        expected = layer(x)
+        assert (layer.scale > 0).all()
+        torch.testing.assert_close(qat.ConvertedLinear(layer)(x), expected, rtol=1e-4, atol=1e-5)
+        assert F.mse_loss(expected, x @ target.t()) < 0.5 * (x @ target.t()).var()
+
+
 # ---- whole models -----------------------------------------------------------------------------------------
 
 
@@ -350,6 +372,6 @@ def test_other_bad_input_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         qat.FakeQuantLinear(linear, qat.spec("W4A8"))
     layer = qat.FakeQuantLinear(nn.Linear(4, 4), qat.spec("W4A8", learned=True))
-    nn.init.constant_(layer.scale, -1.0)
+    nn.init.constant_(layer.scale, torch.nan)
     with pytest.raises(ValueError, match="lower lr"):
         layer.quantized_weight()
