@@ -13,7 +13,6 @@
 
 # %% name="imports"
 import copy
-import gc
 import tempfile
 
 import matplotlib.pyplot as plt
@@ -52,7 +51,7 @@ layout = structured.attentions(classifier)
 print(f"{len(layout)} blocks, {layout[0].heads} heads of {layout[0].head_dim} channels, "
       f"{sum(p.numel() for p in classifier.parameters()):,} parameters")
 
-# %% name="article-call"
+# %% name="article-call" atol=3
 article = copy.deepcopy(classifier)
 attention = article.bert.encoder.layer[0].attention
 before = copy.deepcopy(attention)
@@ -63,7 +62,6 @@ zero = (query.weight == 0).all(dim=1)  # one entry a row
 by_head = zero.view(12, 32)
 print(f"{zero.sum()} of {len(zero)} rows are zero")
 print(f"zero rows in each head: {by_head.sum(dim=1).tolist()}")
-print(f"heads with all 32 rows zero: {by_head.all(dim=1).sum()} of 12")
 print(f"biases of the zero rows that are not zero: {(query.bias[zero] != 0).sum()} of {zero.sum()}")
 touched = [name for name, new, old in (("K", attention.self.key, before.self.key),
                                        ("V", attention.self.value, before.self.value),
@@ -93,27 +91,33 @@ fig.suptitle("Red: zeroed by the call (top); what one head is (bottom)", x=0.02,
 plots.show(
     fig,
     "Two rows of four squares, the matrices Q, K, V and O of 384 by 384. Top, the call: thin red lines, "
-    "single rows, scattered over Q; K, V and O are untouched. Bottom, one head: a band of 32 neighbouring "
-    "rows in Q, K and V, and a band of 32 columns in O.",
+    "single rows, at irregular places in Q, crowded in its middle; K, V and O are untouched. Bottom, one head: "
+    "a band of 32 neighbouring rows in Q, K and V, and a band of 32 columns in O.",
 )
 
 # %% [markdown] name="article-reading"
-# No head is gone. The call ranks single rows by their length and zeroes the shortest; it knows nothing of
-# heads. And if it hit all 32 rows of a head, and somebody zeroed their biases too? Would that head be gone?
+# The call ranks single rows by their length and zeroes the shortest. It knows nothing of heads. The short
+# rows crowd in some heads, and it may happen that one head loses them all. Is that head gone, then? Send a
+# sentence through, and compare what each head puts out with what it put out before.
 
-# %% name="zero-query" tolerance=0.1
+# %% name="still-there" tolerance=0.1 atol=3
 tokens = tokenizer(data.reviews("test")[0][0], return_tensors="pt").input_ids.to(DEVICE)
 with torch.no_grad():
     hidden = classifier.bert.embeddings(tokens)
-    put_out = before.self(hidden)[0][..., wanted]
-    before.self.query.weight[wanted] = 0
-    before.self.query.bias[wanted] = 0
-    still = before.self(hidden)[0][..., wanted]
-print(f"head {head} puts out {100 * (still.norm() / put_out.norm()).item():.0f} % of what it put out before")
+    old, new = (layer.self(hidden)[0].unflatten(-1, (12, 32)).norm(dim=(0, 1, 3))
+                for layer in (before, attention))  # fmt: skip
+share = (new / old).tolist()
+hit = by_head.sum(dim=1).argmax().item()
+silent = sum(x < 1e-6 for x in share)
+print(f"the head with most zero rows, {by_head[hit].sum()} of 32, puts out {100 * share[hit]:.0f} % of "
+      "what it put out before")  # fmt: skip
+print(f"heads that put out nothing: {silent} of 12")
 
-# %% [markdown] name="zero-query-reading"
-# No. With a query of zero all keys get the same score, so the head attends to all tokens evenly, and goes on
-# writing to the stream. And what has become smaller, or faster?
+# %% [markdown] name="still-there-reading"
+# No head is gone. Where the query is a constant, all that changes is *which* tokens the head attends to. It
+# still mixes their values and writes the result to the stream, because V and O are as they were.
+#
+# And what has become smaller, or faster?
 
 # %% name="article-bytes" tolerance=0.01
 dense_bytes, masked_bytes = (measure.weight_bytes(layer).total for layer in (before.self.query, query))
@@ -130,12 +134,14 @@ batch = tokenizer(texts, padding="max_length", truncation=True, max_length=32, r
 
 
 @torch.no_grad()
-def seconds(*models, repeats=8):
+def seconds(*models, repeats=5):
     """Median seconds of a batch of 32 sentences for each model, measured in turns."""
+    for model in models:
+        model(**batch)  # warm up
     samples = [[] for _ in models]
     for _ in range(repeats):
         for model, times in zip(models, samples, strict=True):
-            times.append(measure.latency(lambda model=model: model(**batch), warmup=1, repeats=1).median)
+            times.append(measure.latency(lambda model=model: model(**batch), warmup=0, repeats=1).median)
     return [sorted(times)[repeats // 2] for times in samples]
 
 
@@ -188,9 +194,9 @@ def loss(batch, model=classifier):
     return F.cross_entropy(model(**inputs).logits, labels, reduction="sum")
 
 
-scoring = list(batches(data.reviews("train")[:48], size=24))
+scoring = list(batches(data.reviews("train")[:24]))
 by_gradient = structured.head_gradient(classifier, scoring, loss)
-by_ablation = structured.head_ablation(classifier, lambda: sum(loss(b).item() for b in scoring) / 48)
+by_ablation = structured.head_ablation(classifier, lambda: sum(loss(b).item() for b in scoring) / 24)
 
 
 def ranks(scores):
@@ -229,14 +235,14 @@ plots.show(
 # heads in the order of each ranking, lowest first, and in random order. One head stays in each block, so
 # that there is something left to look at.
 
-# %% name="curve" atol=25 tolerance=0.02
-few = data.reviews("test")[:150]
+# %% name="curve" atol=20 tolerance=0.02
+few = data.reviews("test")[:120]
 orders = {
     "random": torch.rand(6, 12, generator=torch.Generator().manual_seed(0)),
     "gradient": by_gradient,
     "ablation": by_ablation,
 }
-counts = (12, 24, 36, 48)
+counts = (12, 24, 48)
 base_correct = finetune.evaluate(classifier, tokenizer, few).correct
 curves = {name: [base_correct] for name in orders}
 for name, scores in orders.items():
@@ -253,7 +259,7 @@ fig, ax = plt.subplots(figsize=(7.5, 3.4))
 for (name, right), color in zip(curves.items(), ("black", "blue", "vermilion"), strict=True):
     ax.plot((0, *counts), [100 * n / len(few) for n in right], "o-", color=plots.PALETTE[color], label=name)
 ax.axhline(50, color="#999999", linewidth=1, linestyle=":")
-ax.set(xlabel="heads removed, of 72", ylabel="accuracy (%)", xticks=(0, *counts), ylim=(45, 90),
+ax.set(xlabel="heads removed, of 72", ylabel="accuracy (%)", xticks=(0, *counts), ylim=(45, 95),
        title="Accuracy without the least important heads")  # fmt: skip
 ax.legend(title="order")
 plots.show(
@@ -266,7 +272,7 @@ plots.show(
 
 # %% [markdown] name="curve-reading"
 # The rankings are worth something: after the same number of heads they keep more than a random order does,
-# most of all when many heads go. With 150 sentences the 95 % interval is about 6 points to either side, so
+# most of all when many heads go. With 120 sentences the 95 % interval is about 7 points to either side, so
 # small differences between the curves mean nothing. Michel and others found the same picture in larger
 # models: 20 to 40 % of the heads can go before the score drops noticeably.
 #
@@ -347,8 +353,8 @@ del loaded
 # mean size of the activation, times the length of the column, says how much. It is Wanda's score of
 # lesson 06, for a whole column.
 #
-# Cut half of the neurons, in addition to the heads. `intermediate_size` is in the config, so nothing
-# more would be needed to load that.
+# Cut three quarters of the neurons, in addition to the heads. `intermediate_size` is in the config, so
+# nothing more would be needed to load that.
 
 # %% name="cut-neurons" tolerance=0.001
 def run_scoring_text():
@@ -357,7 +363,7 @@ def run_scoring_text():
 
 
 importance = structured.neuron_importance(pruned, run_scoring_text)
-structured.keep_neurons(pruned, structured.kept_in_each(importance, 768))
+structured.keep_neurons(pruned, structured.kept_in_each(importance, 384))
 left = sum(p.numel() for p in pruned.parameters())
 in_blocks, left_in_blocks = (sum(p.numel() for p in model.bert.encoder.parameters())
                              for model in (classifier, pruned))  # fmt: skip
@@ -374,18 +380,18 @@ print(measure.machine_card())
 # ## Retraining
 #
 # What did it cost, and does it come back? The smaller model is an ordinary model, so it is trained as any
-# other: transformers' `Trainer`, 40 steps of 16 sentences, embeddings frozen. To be fair, the dense model
-# gets the same 40 steps. Otherwise we would credit retraining with what more training gives anybody.
+# other: transformers' `Trainer`, 50 steps of 16 sentences, embeddings frozen. (Would more training not help
+# the dense model too? We tried it, and the same steps changed its accuracy by less than the interval.)
 
 # %% name="retrain"
-def retrain(model, steps=40):
+def retrain(model, steps=50):
     """Train in place; returns the model."""
     examples = [dict(tokenizer(text, truncation=True, max_length=40)) | {"labels": label}
                 for text, label in data.reviews("train")[:1600]]  # fmt: skip
     model.bert.embeddings.requires_grad_(False)
     with tempfile.TemporaryDirectory() as output:
         arguments = TrainingArguments(
-            output, max_steps=steps, per_device_train_batch_size=16, learning_rate=2e-4, warmup_steps=4,
+            output, max_steps=steps, per_device_train_batch_size=16, learning_rate=1e-4, warmup_steps=5,
             save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True, seed=0,
             dataloader_pin_memory=False, use_cpu=DEVICE == "cpu",
         )  # fmt: skip
@@ -396,20 +402,19 @@ def retrain(model, steps=40):
     return model.eval()
 
 
-heldout_reviews = data.reviews("test")[:400]
+heldout_reviews = data.reviews("test")[:300]
 accuracy = {"dense": finetune.evaluate(classifier, tokenizer, heldout_reviews),
             "pruned": finetune.evaluate(pruned, tokenizer, heldout_reviews)}  # fmt: skip
 accuracy["pruned, retrained"] = finetune.evaluate(retrain(pruned), tokenizer, heldout_reviews)
-accuracy["dense, same training"] = finetune.evaluate(retrain(classifier), tokenizer, heldout_reviews)
 
-# %% name="retrain-table" atol=30
+# %% name="retrain-table" atol=25
 for name, result in accuracy.items():
     print(f"{name:21} {result}")
 
 # %% name="retrain-reading" atol=15
 lost = 100 * (accuracy["dense"].value - accuracy["pruned"].value)
-gap = 100 * (accuracy["dense, same training"].value - accuracy["pruned, retrained"].value)
-print(f"Cutting cost {lost:.1f} points of accuracy; after the same training {gap:.1f} points are left.")
+back = 100 * (accuracy["pruned, retrained"].value - accuracy["pruned"].value)
+print(f"Cutting cost {lost:.1f} points of accuracy; 50 steps of training change it by {back:+.1f} points.")
 
 # %% [markdown] name="lm-text"
 # ## A language model, with shared keys and values
@@ -419,8 +424,8 @@ print(f"Cutting cost {lost:.1f} points of accuracy; after the same training {gap
 # an ordinary Llama, as long as all blocks are cut alike.
 
 # %% name="load-lm" tolerance=0.02
-pruned = classifier = layout = None  # free their memory
-gc.collect()
+pruned = classifier = layout = loss = None  # free their memory
+measure.release_memory()
 model, tokenizer = models.load_lm(LM, device=DEVICE)
 articles = data.windows(data.wikipedia_tokens(tokenizer, "heldout", 2 * 1024), 1024)
 heldout = articles[:, :320].flatten()
@@ -642,7 +647,7 @@ with torch.no_grad():
 small = measure.weight_bytes(model).total
 structured.save(model, folder.name + "/llama")
 del model
-gc.collect()
+measure.release_memory()
 model = AutoModelForCausalLM.from_pretrained(folder.name + "/llama").to(DEVICE).eval()
 with torch.no_grad():
     equal = torch.equal(model(input_ids=probe).logits, expected)
@@ -678,12 +683,12 @@ folder.cleanup()
 # C7: "`prune.ln_structured` on BERT's query layer prunes heads".
 
 # %% name="verdict-c7" tolerance=0.01
-wrong = by_head.all(dim=1).sum().item() == 0 and masked_bytes > dense_bytes
+wrong = silent == 0 and masked_bytes > dense_bytes
 print(f"C7: {'false' if wrong else 'not refuted here'}. The call zeroed {zero.sum()} single rows of one "
-      f"matrix; {by_head.all(dim=1).sum()} of 12 heads are gone. Of K, V and O it changed {len(touched)}.")
+      f"matrix; {silent} of 12 heads are gone. Of K, V and O it changed {len(touched)}.")
 print(f"The query layer takes {masked_bytes / dense_bytes:.2f} times the memory it took.")
 print(f"Really cut out, 24 of 72 heads saved {head_saving:,} parameters.")
 
 # %% name="verdict-c7-time" timing=true
 print(f"Time, as multiples of the dense model's: masked {masked_ratio:.2f}; "
-      f"24 heads and half of the neurons cut out {pruned_time / dense_time:.2f}.")  # fmt: skip
+      f"24 heads and 3 of 4 neurons cut out {pruned_time / dense_time:.2f}.")  # fmt: skip
