@@ -469,7 +469,7 @@ print("weights read back equal:", same)
 # %% name="shrink"
 errors = torch.tensor([-0.8, -0.3, -0.1, -0.02, 0.0, 0.02, 0.1, 0.3, 0.8])
 print("error  ", [f"{e:6.3f}" for e in errors.tolist()])
-print("outlier", [f"{e:6.3f}" for e in hqq.shrink(errors, beta=10.0).tolist()])
+print("outlier", [f"{e + 0.0:6.3f}" for e in hqq.shrink(errors, beta=10.0).tolist()])
 
 # %% [markdown] name="grid-text"
 # ## A trap in this model, and in others
