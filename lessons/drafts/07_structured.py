@@ -104,9 +104,9 @@ plots.show(
 tokens = tokenizer(data.reviews("test")[0][0], return_tensors="pt").input_ids.to(DEVICE)
 with torch.no_grad():
     hidden = classifier.bert.embeddings(tokens)
-    old, new = (layer.self(hidden)[0].unflatten(-1, (12, 32)).norm(dim=(0, 1, 3))
-                for layer in (before, attention))  # fmt: skip
-share = (new / old).tolist()
+    old, new = (part.self(hidden)[0].unflatten(-1, (12, 32)).square().sum(dim=(0, 1, 3))
+                for part in (before, attention))  # fmt: skip
+share = (new / old).sqrt().tolist()
 hit = by_head.sum(dim=1).argmax().item()
 silent = sum(x < 1e-6 for x in share)
 print(f"the head with most zero rows, {by_head[hit].sum()} of 32, puts out {100 * share[hit]:.0f} % of "
@@ -433,8 +433,8 @@ articles = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 4 * 1024
 calibration = articles[:, :256]
 dense = measure.perplexity(model, heldout, window=320)
 print(dense)
-for name, layer in zip("QKVO", structured.attentions(model)[0].layers, strict=True):
-    print(f"{name}: {layer.out_features} x {layer.in_features}")
+shapes = [list(layer.weight.shape) for layer in structured.attentions(model)[0].layers]
+print(f"Q {shapes[0]}, K {shapes[1]}, V {shapes[2]}, O {shapes[3]}")
 
 # %% name="refused"
 config = model.config
