@@ -18,10 +18,12 @@ Works for decoders of the Llama architecture and for BERT, on any device.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -273,15 +275,15 @@ def walk(
     """
     batches = _batches(tokens, batch_size)
     blocks = find_blocks(model)
-    backup: list[tuple[nn.Module, dict[str, Tensor]]] = []
     was_training = model.training
     model.eval()
+    backup = _Backup()
     try:
         with torch.no_grad():
             inputs, calls = capture(model, blocks[0][1], batches)
             shared: dict[tuple, list[list[str]]] = {}
             for name, module in tqdm(blocks, description, unit="block", leave=False, disable=not progress):
-                backup.append((module, _cpu_copy(module)))
+                backup.add(module)
                 block = Block(name, module, inputs, calls, statistic)
                 if statistic is not None:
                     # Blocks with layers of the same names are built alike: look once.
@@ -289,18 +291,16 @@ def walk(
                     block.shared = shared[key] = shared.get(key) or block.find_shared()
                 changed = edit(block) is not False
                 if not changed:
-                    backup.pop()
+                    backup.drop_last()
                 if module is blocks[-1][1]:
                     break
                 for i in range(len(inputs)):
                     inputs[i] = block.outputs[i] if block.outputs and not changed else block.run(i)
     except BaseException:
-        with torch.no_grad():
-            for module, weights in backup:
-                for name, tensor in module.state_dict().items():
-                    tensor.copy_(weights[name])
+        backup.restore()
         raise
     finally:
+        backup.close()
         model.train(was_training)
 
 
@@ -416,5 +416,27 @@ def _batches(tokens: Tensor | list[dict], batch_size: int) -> list[dict]:
     return tokens
 
 
-def _cpu_copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+class _Backup:
+    """The weights of the blocks as they were, in temporary files: a copy in memory would double the model."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="walk-")
+        self._saved: list[tuple[nn.Module, Path]] = []
+
+    def add(self, module: nn.Module) -> None:
+        path = Path(self._folder.name) / f"{len(self._saved)}.pt"
+        torch.save(module.state_dict(), path)
+        self._saved.append((module, path))
+
+    def drop_last(self) -> None:
+        self._saved.pop()[1].unlink()
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for module, path in self._saved:
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+                for name, tensor in module.state_dict().items():
+                    tensor.copy_(saved[name])
+
+    def close(self) -> None:
+        self._folder.cleanup()
