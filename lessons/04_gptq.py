@@ -38,7 +38,7 @@ model, tokenizer = models.load_lm(LM, device=DEVICE)
 text = data.wikipedia_tokens(tokenizer, "calibration", 8192 + 2048)
 calibration = data.windows(text[:4096], 512)
 fresh = data.windows(text[8192:], 512)  # neither calibrated on nor scored: to choose settings with
-heldout = data.wikipedia_tokens(tokenizer, "heldout", 2048)
+heldout = data.wikipedia_tokens(tokenizer, "heldout", 1536)
 print(f"text to calibrate on: {calibration.numel():,} tokens; to choose settings with: {fresh.numel():,}; "
       f"to score: {len(heldout):,}")
 
@@ -90,11 +90,14 @@ def hessians(model, windows, keep_at):
     hooks = [layer.register_forward_pre_hook(lambda _, args, name=name: statistics[name].add(args[0][0]))
              for name, layer in LAYERS.items()]
     found = {}
+    layers = model.model.layers
+    model.model.layers = layers[:BLOCK + 1]  # the blocks behind it are not needed
     with torch.inference_mode():
         for n, window in enumerate(windows, start=1):
             model.model(window[None].to(DEVICE), use_cache=False)  # one window: its rows are tokens
             if n * len(window) in keep_at:
                 found[n * len(window)] = {name: s.matrix.clone() for name, s in statistics.items()}
+    model.model.layers = layers
     for hook in hooks:
         hook.remove()
     return found
@@ -331,8 +334,9 @@ layerwise.round_to_nearest(model, SCHEME)
 quality["round to nearest"] = measure.perplexity(model, heldout)
 for label, result in quality.items():
     print(f"{label:18} {result}")
-del model
+model = None  # frees the memory before the model is loaded anew
 LAYERS.clear()
+measure.release_memory()
 
 # %% name="whole-gptq"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
@@ -347,6 +351,7 @@ print(f"GPTQ over the whole model took {gptq_seconds:.0f} s here.")
 print(measure.machine_card())
 
 # %% name="whole-result" tolerance=0.03
+measure.release_memory()
 quality["GPTQ"] = measure.perplexity(model, heldout)
 measure.table(quality)
 

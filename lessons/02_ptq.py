@@ -12,12 +12,11 @@
 # You need lessons 00 (parameters, perplexity) and 01 (number formats).
 
 # %% name="imports"
-import gc
-
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from course_utils import data, measure, models, plots
@@ -31,7 +30,7 @@ plots.style()
 #
 # Everything below is measured on one model and one text, so that only the quantization differs. The
 # yardstick is the perplexity on Wikipedia articles that we use for nothing else. To stay quick we read
-# the first 512 tokens of two articles. So few tokens are enough to rank methods on *this* text, because
+# the first 256 tokens of two articles. So few tokens are enough to rank methods on *this* text, because
 # all of them are measured on the same tokens; another text would give other absolute values.
 #
 # A second, different text serves for **calibration**: watching what flows through the model.
@@ -39,13 +38,19 @@ plots.style()
 # %% name="load" tolerance=0.02
 model, tokenizer = models.load_lm(LM, device=DEVICE)
 articles = data.windows(data.wikipedia_tokens(tokenizer, "heldout", 2 * 1024), 1024)
-heldout = articles[:, :512].flatten()
+heldout = articles[:, :256].flatten()
 articles = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 3 * 1024), 1024)
 calibration = articles[:, :512]
 
+
+
+def perplexity():
+    return measure.perplexity(model, heldout, window=256, batch_size=2).value
+
+
 linears = layerwise.block_linears(model)
 original = {name: layer.weight.detach() for name, layer in linears.items()}  # never changed below
-fp32 = measure.perplexity(model, heldout)
+fp32 = measure.perplexity(model, heldout, window=256, batch_size=2)
 print(fp32)
 
 # %% [markdown] name="what-is-quantized"
@@ -79,7 +84,7 @@ print(f"{len(linears)} linear layers hold {in_linears:,} of {everything:,} param
 # nobody sees the difference. With 3 bits the mirrored grid wastes one level of eight.
 
 # %% name="absmax-by-hand"
-row = original[next(iter(original))][0, :8].float().cpu()
+row = original[next(iter(original))][0, :8].float().cpu().clone()
 bits = 3
 scale = row.abs().max() / (2 ** (bits - 1) - 0.5)
 q = torch.clamp(torch.round(row / scale), -4, 3)
@@ -112,7 +117,7 @@ def lopsided(values):
 
 
 best = max(original, key=lambda name: lopsided(original[name][0, :64]))
-group = original[best][0, :64].float().cpu()
+group = original[best][0, :64].float().cpu().clone()
 fig, axes = plt.subplots(2, 1, figsize=(7.5, 3.2), sharex=True)
 grids = {}
 for axis, symmetric in zip(axes, (True, False), strict=True):
@@ -198,20 +203,20 @@ def rounded(scheme):
     shapes = [weight.shape for weight in original.values()]
     stored = sum(affine.bits_per_weight(scheme, width, rows) * rows * width for rows, width in shapes)
     with activations.linear_calls(model, rounded_call(scheme)):
-        return measure.perplexity(model, heldout).value, stored / in_linears
+        return perplexity(), stored / in_linears
 
 
-def readable(perplexity):
-    return f"{perplexity:.2f}" if perplexity < 1000 else "over 1,000"
+def readable(value):
+    return f"{value:.2f}" if value < 1000 else "over 1,000"
 
 
 schemes = [Scheme(bits, group) for bits in (8, 4, 3, 2) for group in ("tensor", None, 64)]
 schemes += [Scheme(bits, 64, symmetric=False) for bits in (4, 3)]
-results = {scheme: rounded(scheme) for scheme in schemes}
+results = {scheme: rounded(scheme) for scheme in tqdm(schemes, leave=False)}
 rows = {"FP32": {"bits a weight": "32", "perplexity": readable(fp32.value)}}
-for scheme, (perplexity, stored) in results.items():
-    rows[str(scheme)] = {"bits a weight": f"{stored:.3f}", "perplexity": readable(perplexity)}
-print(f"{len(heldout):,} tokens, window 512")
+for scheme, (value, stored) in results.items():
+    rows[str(scheme)] = {"bits a weight": f"{stored:.3f}", "perplexity": readable(value)}
+print(f"{len(heldout):,} tokens, window 256")
 measure.table(rows)
 
 # %% name="plot-curve"
@@ -277,27 +282,27 @@ prediction = 100 * 0.79 * (1 - 1 / 4)  # percent: three of four bytes, on 79 % o
 
 # %% name="packed"
 before = measure.weight_bytes(model).total
-packed_bytes, answers = {}, {}
-for scheme in (Scheme(8), Scheme(4, 64), Scheme(3, 64)):
+packed_bytes = {}
+for scheme in (Scheme(8), Scheme(4, 64)):
     layers = packed.replace_linears(model, scheme)
     packed_bytes[scheme] = measure.weight_bytes(model).total
     held = sum(measure.weight_bytes(layer).total for layer in layers.values())
     computed = sum(affine.bits_per_weight(scheme, w.shape[1]) * w.numel() / 8 for w in original.values())
-    if scheme.bits >= 4:  # below that the words depend on the last bit of the processor's arithmetic
-        answers[scheme] = models.ask(model, tokenizer, "What is the capital of France?", max_new_tokens=8)
+    if scheme.bits == 4:
+        answer = models.ask(model, tokenizer, "What is the capital of France?", max_new_tokens=8)
     print(f"{scheme}: linear layers {held / 1e6:.2f} MB (computed {computed / 1e6:.2f}), model "
           f"{packed_bytes[scheme] / 1e6:.1f} MB: {1 - packed_bytes[scheme] / before:.1%} less than FP32")
     for name, layer in linears.items():  # the float layers go back to their places
         model.set_submodule(name, layer)
 layers = layer = None  # frees the packed layers
+measure.release_memory()
 
 # %% [markdown] name="packed-answers-text"
-# Does the packed model still answer? The words are the same kind of check as in lesson 00: a glance, no
-# measurement.
+# Does the model packed into 4 bits still answer? The words are the same kind of check as in lesson 00: a
+# glance, no measurement.
 
 # %% name="packed-answers"
-for scheme, answer in answers.items():
-    print(f"{str(scheme):32} {answer!r}")
+print(answer)
 
 # %% [markdown] name="activations-text"
 # ## Activations: the numbers that flow through
@@ -343,11 +348,11 @@ right.legend()
 plots.show(fig, f"Left: largest absolute input of each channel of {spiky}, log scale: a typical channel "
            f"reaches {absmax[spiky].median():.1f}, a few rise far above, one to {absmax[spiky].max():.0f}. "
            "Right: largest input over the depth of the model for q_proj, gate_proj and down_proj; down_proj "
-           "is far above the other two near the end.")
+           "is far above the other two in a few blocks.")
 
 # %% [markdown] name="outliers-meaning"
 # A few channels are ten to several hundred times larger than their neighbours. They are called
-# **outliers**, and all language models have them. The worst sit at the input of `down_proj` in the last
+# **outliers**, and all language models have them. The worst sit at the input of `down_proj` in a few
 # blocks.
 #
 # **Predict first.** Suppose the largest value at the input of such a layer is 2400. One scale serves the
@@ -394,27 +399,17 @@ def per_tensor_call(name, layer, x):
     return F.linear(q * scale, layer.weight, layer.bias)
 
 
-def int8_weights(call):
-    """The same call, on a layer whose weight is rounded to INT8."""
-    def with_rounded(name, layer, x):
-        stand_in = torch.nn.Linear(1, 1, bias=False, device="meta")
-        stand_in.weight = torch.nn.Parameter(affine.fake_quantize(layer.weight, int8), requires_grad=False)
-        stand_in.bias = layer.bias
-        return call(name, stand_in, x)
-
-    return with_rounded
-
-
 int8 = Scheme(8, full_range=False)
+spiky_weight = original[spiky].float().clone()  # from here on the weights of the model are INT8
+layerwise.round_to_nearest(model, int8)
 w8a8 = {"FP32": fp32.value}
 for label, call in {
-    "W8, activations FP32": lambda name, layer, x: F.linear(x, layer.weight, layer.bias),
     "W8A8 dynamic, a scale a token": activations.dynamic_call,
     "W8A8 dynamic, a scale a tensor": per_tensor_call,
     "W8A8 static, a scale a layer": activations.static_call(absmax),
 }.items():
-    with activations.linear_calls(model, int8_weights(call)):
-        w8a8[label] = measure.perplexity(model, heldout).value
+    with activations.linear_calls(model, call):
+        w8a8[label] = perplexity()
 measure.table({label: {"perplexity": round(value, 2)} for label, value in w8a8.items()})
 
 # %% [markdown] name="w8a8-meaning"
@@ -445,8 +440,21 @@ def llm_int8_call(name, layer, x):
     return activations.llm_int8_linear(x, layer.weight, layer.bias, threshold=6.0)
 
 
+def original_model():
+    """The model as it was loaded. The changed one leaves the memory first: there is room for one.
+
+    (Its weights are one block of memory. A single slice of a weight, held by a variable, keeps all of it:
+    that is why slices are cloned above.)
+    """
+    global model, tokenizer, linears, original
+    model = tokenizer = linears = original = None
+    measure.release_memory()
+    model, tokenizer = models.load_lm(LM, device=DEVICE)
+
+
+original_model()
 with activations.linear_calls(model, llm_int8_call):
-    w8a8["LLM.int8(), threshold 6.0"] = measure.perplexity(model, heldout).value
+    w8a8["LLM.int8(), threshold 6.0"] = perplexity()
 print(f"perplexity {w8a8['LLM.int8(), threshold 6.0']:.2f} against "
       f"{w8a8['W8A8 dynamic, a scale a token']:.2f} without the split and {fp32.value:.2f} in FP32")
 
@@ -464,7 +472,7 @@ print(f"{taken / channels:.1%} of the input channels were multiplied in floating
 # %% name="bnb-layer" atol=0.01
 from bitsandbytes.nn import Linear8bitLt  # noqa: E402
 
-weight = original[spiky].float()
+weight = spiky_weight
 theirs = Linear8bitLt(weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False, threshold=6.0)
 theirs.load_state_dict({"weight": weight.cpu()})
 with torch.no_grad():
@@ -526,21 +534,18 @@ def mixed_call(largest):
 sweep = {}
 tops = {name: statistic.top for name, statistic in statistics.items()}
 for alpha in (None, 0.25, 0.5, 0.75):
-    model = tokenizer = linears = original = None  # frees the memory before the model is loaded afresh
-    gc.collect()
-    model, tokenizer = models.load_lm(LM, device=DEVICE)
+    original_model()
     largest = absmax if alpha is None else activations.smooth(model, tops, alpha)
-    with activations.linear_calls(model, int8_weights(mixed_call(largest))):
-        sweep[alpha] = measure.perplexity(model, heldout).value
+    layerwise.round_to_nearest(model, int8)
+    with activations.linear_calls(model, mixed_call(largest)):
+        sweep[alpha] = perplexity()
     print(f"{'not smoothed' if alpha is None else f'alpha {alpha:.2f}':14} perplexity {sweep[alpha]:.2f}")
 
 # %% name="plot-smooth"
-model, tokenizer = models.load_lm(LM, device=DEVICE)
-linears = layerwise.block_linears(model)
-original = {name: layer.weight.detach() for name, layer in linears.items()}
+original_model()
 name = max((name for name in absmax if name.endswith("q_proj")), key=lambda name: absmax[name].max().item())
-w_absmax = torch.cat([original[name.replace("q_proj", other)] for other in ("q_proj", "k_proj", "v_proj")])
-w_absmax = w_absmax.abs().amax(dim=0)
+readers = [model.get_submodule(name.replace("q_proj", other)) for other in ("q_proj", "k_proj", "v_proj")]
+w_absmax = torch.cat([layer.weight.detach() for layer in readers]).abs().amax(dim=0)
 factor = activations.smoothing_scale(absmax[name], w_absmax, 0.5)
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
 for values, color in ((absmax[name], "vermilion"), (absmax[name] / factor, "blue")):
@@ -574,14 +579,13 @@ print(f"Alpha 0.5 closes {100 * closed:.0f} % of the gap between static W8A8 and
 # inputs of very different size.
 
 # %% name="torch-dynamic" tolerance=0.05
-original = None
-gc.collect()
-speeds = {"FP32": measure.generation_speed(model, tokenizer, prompt_tokens=128, new_tokens=12, repeats=2)}
+readers = None
+speeds = {"FP32": measure.generation_speed(model, tokenizer, prompt_tokens=64, new_tokens=8, repeats=2)}
 sizes = {"FP32": before}
 said = {"FP32": models.ask(model, tokenizer, "What is the capital of France?", max_new_tokens=8)}
 where = model.name_or_path
 torch_dynamic = torch.ao.quantization.quantize_dynamic(
-    model.to("cpu"), {name: torch.ao.quantization.per_channel_dynamic_qconfig for name in linears},
+    model.to("cpu"), {name: torch.ao.quantization.per_channel_dynamic_qconfig for name in absmax},
     dtype=torch.qint8, inplace=True)
 layer = torch_dynamic.get_submodule(spiky)
 print(type(layer).__name__, "with weights in", layer.weight().dtype)
@@ -589,7 +593,7 @@ with torch.inference_mode():
     for factor in (1, 1000):
         layer(factor * x.cpu())
         print(f"after inputs times {factor}: still {layer.weight().dtype}")
-    w8a8["torch.ao quantize_dynamic"] = measure.perplexity(torch_dynamic, heldout).value
+    w8a8["torch.ao quantize_dynamic"] = perplexity()
 print(f"perplexity {w8a8['torch.ao quantize_dynamic']:.1f}")
 
 # %% [markdown] name="torch-dynamic-meaning"
@@ -606,8 +610,8 @@ print(f"perplexity {w8a8['torch.ao quantize_dynamic']:.1f}")
 # work?
 
 # %% name="claim-c5-try"
-torch_dynamic = layer = model = linears = statistics = None  # frees the memory
-gc.collect()
+torch_dynamic = layer = model = statistics = None
+measure.release_memory()
 try:
     AutoModelForCausalLM.from_pretrained(where, load_in_8bit=True)
     c5 = None
@@ -638,10 +642,10 @@ for label, options in versions.items():
     model = AutoModelForCausalLM.from_pretrained(where, device_map=DEVICE, **options).eval()
     sizes[label] = measure.weight_bytes(model).total
     said[label] = models.ask(model, tokenizer, "What is the capital of France?", max_new_tokens=8)
-    speeds[label] = measure.generation_speed(model, tokenizer, prompt_tokens=128, new_tokens=12, repeats=2)
-    quality[label] = measure.perplexity(model, heldout).value
+    speeds[label] = measure.generation_speed(model, tokenizer, prompt_tokens=64, new_tokens=8, repeats=2)
+    quality[label] = perplexity()
     model = None
-    gc.collect()
+    measure.release_memory()
 print(measure.machine_card())
 ratio = {label: speeds[label].decode_rate / speeds["FP32"].decode_rate for label in speeds}
 measure.table({label: (speeds[label], {"decode, FP32 = 1": round(ratio[label], 2)}) for label in speeds})
@@ -664,7 +668,7 @@ print("Slower than FP32 on this machine when reading the prompt:", ", ".join(slo
 #
 # ## What would not replicate elsewhere, and what holds anyway
 #
-# - The perplexities belong to this model, these 1,024 tokens and this window. A larger model loses far
+# - The perplexities belong to this model, these 512 tokens and this window. A larger model loses far
 #   less.
 # - Speeds belong to this processor and these library versions. On a GPU the order of the table is
 #   another.
