@@ -11,7 +11,7 @@ flat), so the problem is split in two that both have a solution in one line:
 
 The two are repeated while beta, which ties them together, grows by the factor kappa.
 
-What it gives up: with a real zero point no integer stands for 0.0 any more, so weights near 0 all get the same
+What it gives up: with a real zero point no integer stands for 0.0 any more, so weights near 0 all get one
 small error. Where a channel carries huge inputs and has small weights for that very reason, that costs more
 than the rest gains. Lesson 05 measures it.
 Source: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023,
