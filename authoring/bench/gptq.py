@@ -97,12 +97,13 @@ def _nearest():
 def _gptqmodel(calibration):
     from gptqmodel import GPTQModel, QuantizeConfig
 
-    settings = QuantizeConfig(bits=SCHEME.bits, group_size=SCHEME.group, sym=SCHEME.symmetric, desc_act=False,
-                              damp_percent=DAMPING)
     examples = [{"input_ids": window.tolist(), "attention_mask": [1] * WINDOW} for window in calibration]
 
     def load(folder=None):
         folder = str(folder or models.embedded_lm())
+        # One for each model: loading writes into it.
+        settings = QuantizeConfig(bits=SCHEME.bits, group_size=SCHEME.group, sym=SCHEME.symmetric,
+                                  desc_act=False, damp_percent=DAMPING)
         return GPTQModel.load(folder, settings, dtype=torch.float32, device="cpu")
 
     with tempfile.TemporaryDirectory() as folder:
