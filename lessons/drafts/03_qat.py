@@ -1,0 +1,541 @@
+# %% [markdown] name="title" goal="What training with the rounding errors in place wins back, and its price"
+# # Lesson 03: Quantization-aware training
+#
+# Lesson 02 rounded a finished model. At 8 bits nobody noticed, at 2 bits the model was ruined. Can a model
+# learn to live with its rounding errors, if they are already there while it is trained? That is
+# **quantization-aware training**, QAT for short. Rounding a finished model is called **post-training
+# quantization**, PTQ.
+#
+# There is one obstacle. Training follows slopes, and rounding has none. You will see the problem in a
+# picture, write the trick that everybody uses against it, build a layer on it, and train a real text
+# classifier in four settings. Each is measured with and without QAT on the same held-out sentences. At
+# the end you can say when the training pays.
+#
+# You need lesson 02 (scale, zero point, per channel) and an idea of what a training loop does. The model
+# is small enough to be trained here: MiniLM, an encoder with 6 layers, that tells positive from negative
+# sentences about films. So the parameter `LM` above is not used in this lesson.
+
+# %% name="imports"
+import copy
+import importlib.util
+import inspect
+import math
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+import torch.nn.functional as F  # noqa: F401 (the exercises use it)
+from torch import Tensor, nn  # noqa: F401
+
+from course_utils import data, finetune, measure, plots, records
+from course_utils.quantize import affine, qat
+from course_utils.quantize.affine import Scheme  # noqa: F401
+from course_utils.quantize.qat import fake_quantize  # noqa: F401
+
+plots.style()
+
+# %% [markdown] name="staircase-text"
+# ## The obstacle: a staircase has no slope
+#
+# **Fake quantization** rounds a number to the grid and gives back the value on the grid as a float:
+#
+# $$\hat x = s \cdot \mathrm{clip}(\mathrm{round}(x / s),\ q_{min},\ q_{max})$$
+#
+# The model then computes with exactly the errors that the integers will make, while everything is still a
+# float and can be trained. As a function of $x$ it is a staircase.
+#
+# **Predict first.** What is the slope of `round(x)` at x = 2.3?
+
+# %% name="predict-slope" predict="03.predict_slope" points=1
+### BEGIN SOLUTION
+prediction = 0  # a small pace from 2.3 to either side changes nothing
+### END SOLUTION
+
+# %% name="plot-staircase"
+x = torch.linspace(-6.5, 6.5, 1301, requires_grad=True)
+stairs = torch.clamp(torch.round(x), -4, 3)  # 3 bits, scale 1
+stairs.sum().backward()
+true_slope = x.grad.clone()
+x.grad = None
+qat.straight_through(x, -4, 3).sum().backward()
+
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+left.plot(x.detach(), x.detach(), "--", color="gray", lw=1, label="not rounded")
+left.plot(x.detach(), stairs.detach(), color=plots.PALETTE["vermilion"], label="rounded, 3 bits")
+left.set(title="what the model computes", xlabel="x / scale", ylabel="result")
+left.legend()
+right.plot(x.detach(), true_slope, color=plots.PALETTE["vermilion"], label="true slope")
+right.plot(x.detach(), x.grad, color=plots.PALETTE["blue"], label="straight-through")
+right.set(title="slope that training sees", xlabel="x / scale", ylabel="slope", ylim=(-0.1, 1.3))
+right.legend(loc="upper right")
+plots.show(fig, "Left: a staircase of eight steps from -4 to 3 along the diagonal, flat beyond both ends. "
+           "Right: the true slope is 0 everywhere. Straight through it is 1 from -4.5 to 3.5, 0 outside.")
+
+# %% [markdown] name="staircase-result"
+# The true slope is 0 on every step (at the jumps there is none, and torch says 0 as well). Training moves
+# each weight a little against its slope. With a slope of 0 it moves nothing, for ever.
+#
+# ## The trick: go straight through
+#
+# The **straight-through estimator** (STE; Bengio and others, 2013) simply lies to the backward pass:
+# round on the way forward, and on the way back pretend that nothing was rounded. From afar the staircase
+# *is* the diagonal, so the diagonal's slope of 1 points the right way on average. Only where a value was
+# clipped is the slope 0, and rightly: beyond the last step, moving a little changes nothing even from
+# afar.
+#
+# How does one lie to autograd? `detach()` cuts a value off from the gradient: it counts as a constant.
+#
+# $$\text{nearest} = x + \underbrace{(\mathrm{round}(x) - x)}_{\text{detached: a constant}}$$
+#
+# The value is $\mathrm{round}(x)$. The slope is that of the first $x$, which is 1.
+#
+# **Your turn.** `steps` is x / scale, a value counted in steps of the grid. Round it, clip it, and let the
+# gradient pass. Mind the order: what counts as clipped is decided after rounding.
+
+# %% name="ex-straight-through" exercise="course_utils.quantize.qat:straight_through" points=3
+
+# %% [markdown] name="function-text"
+# The same can be said in a second way, in which forward and backward are written out: an
+# `autograd.Function`. It is longer, and leaves nothing to puzzle over.
+
+
+# %% name="function"
+class StraightThrough(torch.autograd.Function):
+    """Round and clip on the way forward; on the way back let the gradient of what was not clipped pass."""
+
+    @staticmethod
+    def forward(ctx, steps, low, high):
+        nearest = torch.round(steps)
+        ctx.save_for_backward((nearest >= low) & (nearest <= high))
+        return torch.clamp(nearest, low, high)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None, None
+
+
+x = torch.linspace(-6, 6, 500)
+slopes = []
+for function in (StraightThrough.apply, qat.straight_through):
+    values = x.clone().requires_grad_()
+    result = function(values, -4, 3)
+    result.sum().backward()
+    slopes.append(values.grad)
+print("same gradient both ways:", torch.equal(*slopes))
+
+# %% [markdown] name="toy-text"
+# Does the lie help? A toy: 8 weights that may only take the four values of a 2-bit grid must imitate a
+# linear function. We start from zero weights and take 200 steps of plain gradient descent, once with the
+# true slope and once straight through.
+
+# %% name="toy" tolerance=0.02
+generator = torch.Generator().manual_seed(0)
+inputs = torch.randn(200, 8, generator=generator)
+targets = inputs @ torch.tensor([-2.0, -1.0, 0.0, 1.0, -1.0, 1.0, -2.0, 0.0])
+toy = {}
+for name, rounding in (
+    ("true slope", lambda w: torch.clamp(torch.round(w), -2, 1)),
+    ("straight-through", lambda w: qat.straight_through(w, -2, 1)),
+):
+    weight = torch.zeros(8, requires_grad=True)
+    toy[name] = []
+    for _ in range(200):
+        loss = (inputs @ rounding(weight) - targets).square().mean()
+        (slope,) = torch.autograd.grad(loss, weight)
+        weight.data -= 0.01 * slope
+        toy[name].append(loss.item())
+    print(f"{name:17} loss {toy[name][0]:6.2f} at the start, {toy[name][-1]:6.2f} after 200 steps")
+
+# %% [markdown] name="fake-quantize-text"
+# ## From the trick to a layer
+#
+# With a scale and a zero point around it, the trick becomes fake quantization. This is the library's, and
+# all that follows stands on it:
+
+# %% name="fake-quantize"
+print(inspect.getsource(qat.fake_quantize))
+
+# %% [markdown] name="layer-text"
+# A linear layer multiplies inputs with weights. A kernel for integers needs both as integers, so we round
+# both:
+#
+# - the **weight** [out, in] to a symmetric grid, one scale for each row (output channel);
+# - the **input** to a grid with a zero point, one scale for each token, taken as it comes. Inputs after the
+#   activation function are mostly positive, and a zero point does not waste half of the integers on them.
+#
+# `affine.parameters(values, scheme)` of lesson 02 returns scale and zero point of each row. Scales are
+# constants to the gradient: take them from detached values.
+#
+# The short name of a setting counts the bits: **W4A8** has 4-bit weights and 8-bit activations (inputs).
+#
+# **Your turn.** The fake-quantized linear layer.
+
+# %% name="ex-fake-quant-linear" exercise="course_utils.quantize.qat:fake_quant_linear" points=3
+
+# %% [markdown] name="layer-check-text"
+# Does it really compute what integers would? Take a layer, train nothing, and put real packed integers in
+# its place. `convert` stores the weight as integers of 4 bits, two in each byte, and rounds inputs as
+# before.
+
+# %% name="layer-check" atol=0.00001
+torch.manual_seed(0)
+layer = qat.FakeQuantLinear(nn.Linear(384, 1536), qat.spec("W4A8"))
+stored = qat.ConvertedLinear(layer)
+tokens = torch.randn(100, 384)
+with torch.no_grad():
+    difference = (layer(tokens) - stored(tokens)).abs().max().item()
+print(f"largest difference between fake-quantized and stored integers: {difference:.5f}")
+print(f"weight as floats {layer.weight.numel() * 4:,} bytes, packed {stored.linear.packed.numel():,} bytes")
+
+# %% [markdown] name="model-text"
+# ## A real classifier
+#
+# Now the real thing. MiniLM has been fine-tuned in FP32 on about 8,000 sentences from film reviews, each
+# rated by people: label 1 if the rating is positive, 0 if it is negative. That took three to four minutes
+# when the course was set up, and was kept.
+#
+# Which parts do we quantize? The 36 linear layers of its 6 blocks. The embedding table, the norms, the
+# products inside attention and the small head that decides stay in FP32.
+#
+# We measure on held-out sentences. Each answer is right or wrong, so with few sentences the share of
+# right answers is uncertain; the **95 % confidence interval** says how much. To keep this lesson short we use
+# the first 400 of the 2,014 held-out sentences, at most 40 tokens each. All of them would make the intervals
+# less than half as wide.
+
+# %% name="load" atol=16
+base, tokenizer = finetune.load_classifier(DEVICE)
+training = data.reviews("train")
+heldout = data.reviews("test")[:400]
+texts, labels = [text for text, _ in heldout], torch.tensor([label for _, label in heldout])
+print(f"{len(training):,} sentences to train on, {len(heldout):,} held out; two of them:")
+for text, label in heldout[:2]:
+    print(f"  {label}  {text}")
+
+accuracy, correct, seconds, losses = {}, {}, {}, {}
+
+
+def score(name, model):
+    """Accuracy of a model on the held-out sentences, kept under its name with the single answers."""
+    logits = finetune.predict(model, tokenizer, texts, batch_size=64)
+    accuracy[name], correct[name] = measure.accuracy(logits, labels), logits.argmax(dim=1) == labels
+    print(f"{name:14} {accuracy[name]}")
+
+
+score("FP32", base)
+
+# %% [markdown] name="predict-zeros-text"
+# ## First without training
+#
+# `prepare` puts our layer in the place of each linear layer. Without training, the model then computes what
+# post-training quantization gives.
+#
+# At 2 bits a grid has four levels: -2, -1, 0 and 1 times the scale, and absmax makes the scale so large
+# that the largest weight of the row just fits: it lies at 1.5 steps.
+#
+# **Predict.** What share of the weights becomes exactly 0 at 2 bits, in percent? The weights of a row
+# look roughly like a bell curve, and the largest of 384 is about 3 standard deviations from 0. Within 15
+# % of the right number is close enough.
+
+# %% name="predict-zeros" predict="03.predict_zeros" points=1
+### BEGIN SOLUTION
+# 1.5 steps are about 3 standard deviations, so half a step is 1: 68 % of a bell curve lies within.
+# The weights of a trained model have longer tails than a bell curve, so a few more.
+prediction = 75  # percent
+### END SOLUTION
+
+# %% name="ptq" atol=40
+SETTINGS = ["W8A8", "W4A8", "W4A4", "W2A8"]
+for setting in SETTINGS:
+    score(f"PTQ {setting}", qat.prepare(copy.deepcopy(base), qat.spec(setting)))
+
+# %% [markdown] name="ptq-text"
+# With two possible answers, guessing is right half of the time. Keep that in mind when you read the last
+# line: at 50 % nothing would be left of the model.
+#
+# ## Now with training
+#
+# QAT starts from the same fine-tuned model, with the rounding errors in place, and trains on. Each
+# setting gets the same 8 steps of 32 sentences, in the same order, with the same dropout: 256 sentences,
+# about one in thirty of those that the FP32 model was trained on. The embeddings stay frozen, as they were
+# then. The learning rate begins at 0.00005, half of what the FP32 model had, and falls to 0.
+#
+# Is the comparison fair? QAT also gets more *training* than the model it is compared with. So watch W8A8:
+# its rounding errors are tiny, so whatever it wins comes from the additional steps and not from QAT.
+
+# %% name="qat" atol=60
+STEPS, BATCH, LR = 8, 32, 5e-5
+
+
+def train(name, model):
+    """The same steps on the same sentences for every model."""
+    run = finetune.train(model, tokenizer, training, steps=STEPS, batch_size=BATCH, lr=LR, seed=1)
+    losses[name], seconds[name] = run.smoothed(3), run.seconds
+    score(name, model)
+
+
+for setting in SETTINGS:
+    two_bit = qat.prepare(copy.deepcopy(base), qat.spec(setting))  # the last one, W2A8, is used again
+    train(f"QAT {setting}", two_bit)
+
+# %% name="qat-time" timing=true
+for name, value in seconds.items():
+    print(f"{name:14} {value / 60:.2f} minutes for {STEPS} steps ({value / STEPS:.2f} s a step)")
+print(f"at this speed, one pass over all {len(training):,} sentences takes "
+      f"{value / STEPS * len(training) / BATCH / 60:.1f} minutes")
+
+# %% [markdown] name="losses-text"
+# The loss of a step says as much about its 32 sentences as about the model: some are harder than others,
+# and all four settings see the same ones. So look at the curves together. W8A8 is nearly the FP32 model.
+# What a setting loses to its rounding is the distance to that curve, and that is drawn on the right.
+
+# %% name="plot-losses"
+colors = dict(zip(SETTINGS, ("green", "orange", "purple", "blue"), strict=True))
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
+for setting in SETTINGS:
+    curve, control = losses[f"QAT {setting}"], losses["QAT W8A8"]
+    style = {"color": plots.PALETTE[colors[setting]], "label": setting}
+    left.plot(range(1, STEPS + 1), curve, **style)
+    right.plot(range(1, STEPS + 1), [a - b for a, b in zip(curve, control, strict=True)], **style)
+left.axhline(math.log(2), color="gray", ls="--", lw=1, label="guessing")
+left.set(title="loss (mean of the last 3 steps)", xlabel="step", ylabel="loss (nats)", ylim=0)
+left.legend(ncols=2, fontsize=9)
+right.set(title="above the loss of W8A8, same sentences", xlabel="step", ylabel="difference (nats)")
+apart = [losses["QAT W2A8"][i] - losses["QAT W8A8"][i] for i in (0, -1)]
+plots.show(fig, "Left: training loss against the step for four settings, and a dashed line at 0.69 for "
+           "guessing. Right: distance to the loss of W8A8. "
+           f"W2A8 begins {apart[0]:.2f} nats above it and ends {apart[1]:.2f} above.")
+
+# %% [markdown] name="lsq-text"
+# ## A scale that learns
+#
+# So far the scale of a row was whatever its largest weight asked for. At 2 bits that is a poor choice, as
+# you saw: most weights become 0. A smaller scale would clip a few large weights and treat the many small
+# ones better. Which scale is best for the *task*? Let training decide, as it decides about weights. That
+# is **LSQ**, learned step size quantization (Esser and others, 2020).
+#
+# How does the result change with the scale? $\hat x = s \cdot q$ with $q \approx x / s$ straight through,
+# so the product rule gives
+#
+# $$\frac{\partial \hat x}{\partial s} = q - \frac{x}{s} \ \text{ inside the grid,} \qquad q_{min} \text{ or }
+# q_{max} \ \text{ where } x \text{ was clipped.}$$
+#
+# `fake_quantize` computes this already, once the scale asks for a gradient. One thing is left. The
+# gradients of all $n$ values that share a scale are added up, so the scale would be pulled much harder
+# than a single weight. LSQ multiplies its gradient by $g = 1 / \sqrt{n\, q_{max}}$. (With the optimizer
+# used here, AdamW, that matters less than in the paper, which used plain gradient descent: Adam makes all
+# steps about as large as the learning rate, whatever the size of the gradient. That has a risk of its own.
+# At 8 bits a scale is about 0.001, and a few steps could carry it below 0. So our layer keeps each scale
+# above a tenth of the one that absmax gives.)
+#
+# **Your turn.** Change the gradient of the scale but not its value. The `detach` trick does that as well.
+
+# %% name="ex-learned-scale" exercise="course_utils.quantize.qat:learned_scale" points=3
+
+# %% [markdown] name="lsq-train-text"
+# LSQ begins with the scale $2 \cdot \mathrm{mean}|x| / \sqrt{q_{max}}$, much smaller than absmax. How
+# good is that scale before any training, and how good after the same 8 steps?
+
+# %% name="lsq" atol=60
+model = qat.prepare(copy.deepcopy(base), qat.spec("W2A8", learned=True))
+layers = qat.fake_quant_layers(model)
+score("PTQ W2A8 LSQ", model)
+first = torch.cat([layer.scale.detach().clone().flatten() for layer in layers.values()])
+absmax = torch.cat(
+    [affine.parameters(layer.weight.detach(), layer.spec.weight)[0].flatten() for layer in layers.values()]
+)
+train("QAT W2A8 LSQ", model)
+
+# %% name="lsq-scales" tolerance=0.05 atol=0.3
+last = torch.cat([layer.scale.detach().flatten() for layer in layers.values()])
+print(f"LSQ's first scale is {(first / absmax).median():.2f} of absmax's (median over {len(first):,} rows)")
+print(f"training then changed it by {100 * ((last - first).abs() / first).median():.1f} % (median)")
+del model, layers  # memory for the next one
+
+# %% [markdown] name="torchao-text"
+# ## The library people use
+#
+# PyTorch's own library for this is **torchao**. `QATConfig` with step "prepare" swaps in its
+# fake-quantized layers, with "convert" it stores the integers. We ask it for the same grids, 2-bit
+# weights by channel and 8-bit inputs by token, and give it the same sentences in the same order. If our
+# layer is right, its loss must follow ours.
+
+# %% name="torchao" atol=60
+if importlib.util.find_spec("torchao"):
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerAxis, quantize_
+    from torchao.quantization.qat import QATConfig
+    from torchao.quantization.qat.linear import FakeQuantizedLinear
+
+    grids = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int2, weight_granularity=PerAxis(0))
+    model = copy.deepcopy(base)
+    quantize_(
+        model, QATConfig(grids, step="prepare"),
+        filter_fn=lambda module, name: isinstance(module, nn.Linear) and ".layer." in name,
+    )  # fmt: skip
+    train("torchao W2A8", model)
+    quantize_(
+        model, QATConfig(grids, step="convert"),
+        filter_fn=lambda module, name: isinstance(module, FakeQuantizedLinear),
+    )  # fmt: skip
+    apart = max(abs(a - b) for a, b in zip(losses["torchao W2A8"], losses["QAT W2A8"], strict=True))
+    same = (correct["torchao W2A8"] == correct["QAT W2A8"]).float().mean().item()
+    print(f"largest distance of the two loss curves: {apart:.3f} nats")
+    print(f"same verdict on {same:.1%} of the sentences")
+else:
+    print("torchao is not installed: pip install torchao==0.18.0, then run this cell again")
+
+# %% name="torchao-time" timing=true
+if "torchao W2A8" in seconds:
+    ratio = seconds["torchao W2A8"] / seconds["QAT W2A8"]
+    print(f"torchao took {ratio:.2f} times as long as our layers for the same {STEPS} steps")
+print(measure.machine_card())
+
+# %% [markdown] name="convert-text"
+# ## Real integers at the end
+#
+# Fake quantization saves nothing: the weights are still floats, and the rounding costs time. Only `convert`
+# makes the model small. The answers must stay the same.
+
+# %% name="convert" tolerance=0.02 atol=3
+model = two_bit
+before = measure.weight_bytes(model.bert.encoder).total
+converted = qat.convert(copy.deepcopy(model))
+after = measure.weight_bytes(converted.bert.encoder).total
+some = texts[:100]
+agree = [finetune.predict(either, tokenizer, some).argmax(dim=1) for either in (model, converted)]
+print(f"the six blocks: {before / 1e6:.2f} MB in training, {after / 1e6:.2f} MB converted")
+print(f"same verdict on {int((agree[0] == agree[1]).sum())} of {len(some)} sentences")
+embedding = measure.weight_bytes(model.bert.embeddings).total
+print(f"the embedding table, which we left alone: {embedding / 1e6:.2f} MB")
+
+# %% [markdown] name="verdict-text"
+# ## When does the training pay?
+#
+# All settings side by side, with their intervals:
+
+# %% name="plot-accuracy"
+fig, axis = plt.subplots(figsize=(8, 4.2))
+fp32 = accuracy["FP32"]
+axis.axhspan(100 * fp32.low, 100 * fp32.high, color="gray", alpha=0.2, label="FP32, 95 % interval")
+axis.axhline(50, color="gray", ls="--", lw=1, label="guessing")
+columns = [*SETTINGS, "W2A8 LSQ"]
+for offset, kind, color in ((-0.12, "PTQ", "vermilion"), (0.12, "QAT", "blue")):
+    found = [accuracy[f"{kind} {setting}"] for setting in columns]
+    value = [100 * a.value for a in found]
+    spread = [[100 * (a.value - a.low) for a in found], [100 * (a.high - a.value) for a in found]]
+    axis.errorbar([i + offset for i in range(len(columns))], value, spread, fmt="o", capsize=4,
+                  color=plots.PALETTE[color], label=kind)
+axis.set_xticks(range(len(columns)), columns)
+axis.set(ylabel="right answers (%)", title=f"accuracy on {len(heldout):,} held-out sentences")
+axis.legend(loc="lower left")
+described = "; ".join(
+    f"{setting} {100 * accuracy[f'PTQ {setting}'].value:.0f} and {100 * accuracy[f'QAT {setting}'].value:.0f}"
+    for setting in columns
+)
+plots.show(fig, f"Accuracy in percent with 95 % intervals for PTQ and QAT: {described}. FP32 has "
+           f"{100 * fp32.value:.0f}.")
+
+# %% name="table" atol=20
+measure.table(accuracy)
+
+# %% [markdown] name="paired-text"
+# Two overlapping intervals do not settle which of two models is better. Both answered the *same*
+# sentences, so we can count only the sentences where they differ: each is +1 if QAT is right and PTQ
+# wrong, -1 the other way, 0 if they agree. The mean of these numbers is the gain. Its interval is
+# narrower than the two above, for what makes a sentence hard for both cancels out.
+
+# %% name="verdict" atol=20
+
+
+def gain(name, other):
+    """Accuracy of one model minus that of another, in points of a percent, with its 95 % interval."""
+    d = 100 * (correct[name].float() - correct[other].float())
+    half = 1.96 * d.std().item() / math.sqrt(len(d))
+    return d.mean().item(), half
+
+
+for setting in [*SETTINGS, "W2A8 LSQ"]:
+    lost, lost_half = gain(f"PTQ {setting}", "FP32")
+    won, won_half = gain(f"QAT {setting}", f"PTQ {setting}")
+    print(f"{setting:8}  PTQ against FP32 {lost:+6.1f} +- {lost_half:.1f} points,  QAT against PTQ "
+          f"{won:+6.1f} +- {won_half:.1f} points")
+
+# %% [markdown] name="advice-text"
+# From these numbers, a rule. QAT is *not needed* where PTQ stays within 5 points of FP32: that little can be
+# had by cheaper means. Where PTQ loses more, two questions decide. Does training win clearly, so that the
+# interval of its gain lies above 0? And would something cheaper win as much? The cheaper thing here is
+# LSQ's first scale without any training: it needs no data at all.
+
+# %% name="advice" atol=20
+for setting in SETTINGS:
+    lost, lost_half = gain(f"PTQ {setting}", "FP32")
+    won, won_half = gain(f"QAT {setting}", f"PTQ {setting}")
+    if lost > -5:
+        print(f"{setting}: QAT is not needed. PTQ is within 5 points of FP32.")
+    elif won > won_half:
+        print(f"{setting}: QAT helps. PTQ loses more than 5 points, and training wins some of them back.")
+    else:
+        print(f"{setting}: QAT did not help in so few steps.")
+print()
+trained, scaled = gain("QAT W2A8", "PTQ W2A8")[0], gain("PTQ W2A8 LSQ", "PTQ W2A8")[0]
+print(f"2 bits: {STEPS} steps of training {trained:+.1f} points; a better scale, no training {scaled:+.1f}.")
+print("So here", "the scale" if scaled > trained else "training", "is what to try first.")
+both, half = gain("QAT W2A8 LSQ", "PTQ W2A8 LSQ")
+print(f"Training on top of the better scale: {both:+.1f} +- {half:.1f} points.")
+
+# %% [markdown] name="longer-text"
+# Is that the last word on QAT? 8 steps are few. The course keeps a longer run: 128 steps of 16 sentences,
+# a quarter of a pass over the training sentences, at a learning rate of 0.0001, and measured on 1,000
+# held-out ones. `course bench qat` runs it on your machine.
+
+# %% name="longer"
+record = records.load("bench_qat")
+if record is None:
+    print("no recorded run yet: course bench qat makes one")
+else:
+    print(records.provenance_line(record))
+    rows = pd.DataFrame(record["results"]["rows"])
+    for column in ("accuracy", "low", "high"):
+        rows[column] = (100 * rows[column]).round(1)
+    print(rows.round(1).to_string(index=False))
+
+# %% name="longer-verdict"
+if record is not None:
+    last = {row["what"]: row for row in record["results"]["rows"]}  # the row with the most steps of each
+    first = {row["what"]: row for row in record["results"]["rows"] if row["steps"] == 0}
+    for name in ("W2A8, absmax scale", "W2A8, learned scale"):
+        begin, end = first[name], last[name]
+        won = 100 * (end["accuracy"] - begin["accuracy"])
+        apart = end["low"] > begin["high"] or end["high"] < begin["low"]
+        print(f"{name}: {end['steps']} steps change accuracy by {won:+.1f} points; "
+              f"the two intervals {'are apart' if apart else 'overlap'}.")
+    best = max(last["W2A8, absmax scale"]["accuracy"], last["W2A8, learned scale"]["accuracy"])
+    print(f"FP32 is {100 * (first['FP32']['accuracy'] - best):.1f} points better than the better of the two, "
+          "with 16 times as many bits a weight.")
+
+# %% [markdown] name="elsewhere"
+# ## What would not replicate, and what holds anyway
+#
+# - The accuracies depend on the model, the task and the steps. Another seed moves them by a point or two,
+#   and so does another processor: sums are rounded in another order, and training makes small differences
+#   grow.
+# - 8 steps are few, chosen so that this lesson stays short. The longer run above shows what more steps do.
+#   Neither is the many thousand steps that papers on QAT take.
+# - A classifier with two answers forgives more than a language model that chooses among 49,152 tokens. Do
+#   not read the 4-bit rows as a promise for text generation; lesson 04 measures that.
+# - What holds: rounding has no slope; the straight-through estimator trains in spite of it; the fewer the
+#   bits, the more there is to win; at 8 bits there is next to nothing to win; the choice of the scale comes
+#   before the training.
+#
+# ## Recap
+#
+# - Fake quantization rounds and stays a float; the straight-through estimator lets the gradient pass where
+#   nothing was clipped.
+# - A QAT layer rounds weight and input as the integers will, in every step. It saves nothing until it is
+#   converted.
+# - A scale can be learned like a weight (LSQ). The same product rule gives its gradient.
+# - QAT costs labelled data, a training loop and memory for gradients. First try PTQ; then PTQ with more
+#   care (a better scale, groups, zero points, and lessons 04 and 05); QAT when the bits must be so few that
+#   these fail.
+#
+# **Claims of the article.** None of its numbered claims belongs to this lesson alone.
