@@ -1,0 +1,44 @@
+"""Distillation inside transformers' Trainer: the loss belongs in compute_loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Trainer
+
+from course_utils.distill.losses import kd_loss
+
+
+class DistillationTrainer(Trainer):
+    """A Trainer whose loss is alpha * kd_loss + (1 - alpha) * cross-entropy.
+
+    teacher      runs in eval mode and without gradients; its weights never change
+    temperature, alpha   see above; alpha from 0 (labels only) to 1 (teacher only)
+
+    Works for classifiers of sentences ([batch, classes]) and of tokens ([batch, length, classes]). Where
+    a label is -100, neither loss looks. All other arguments are Trainer's.
+    """
+
+    def __init__(self, *args, teacher: nn.Module, temperature: float = 2.0, alpha: float = 0.5, **kwargs):
+        if temperature <= 0 or not 0 <= alpha <= 1:
+            raise ValueError(f"temperature must be above 0 and alpha from 0 to 1, got {temperature}, {alpha}")
+        super().__init__(*args, **kwargs)
+        self.teacher = teacher.to(self.args.device).eval()
+        self.temperature, self.alpha = temperature, alpha
+        # Our loss is a mean over the batch. Trainer must divide it by the number of accumulated batches,
+        # which it leaves out for models that can do so themselves.
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a batch (a dict with labels); with return_outputs also the student's outputs."""
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        with torch.no_grad():
+            teacher_logits = self.teacher(**inputs).logits
+        counted = labels != -100
+        soft = kd_loss(outputs.logits[counted], teacher_logits[counted], self.temperature)
+        hard = F.cross_entropy(outputs.logits[counted], labels[counted])
+        loss = self.alpha * soft + (1 - self.alpha) * hard
+        return (loss, outputs) if return_outputs else loss
