@@ -1,0 +1,220 @@
+"""Checks of lesson 08: knowledge distillation."""
+
+import torch
+import torch.nn.functional as F
+
+from course_utils import distill, models
+from course_utils.exercises import Case, Exercise, Mistake, Prediction
+
+
+def _randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- kd_loss ----------------------------------------------------------------------------------------------
+
+
+def _call_kd(function, student, teacher, temperature):
+    """The loss, and the gradients that reach both models."""
+    student, teacher = student.detach().requires_grad_(), teacher.detach().requires_grad_()
+    loss = function(student, teacher, temperature)
+    if not isinstance(loss, torch.Tensor):
+        return {"loss": loss}
+    if loss.requires_grad:
+        loss.sum().backward()
+    found = {name: torch.zeros_like(x) if x.grad is None else x.grad
+             for name, x in (("student", student), ("teacher", teacher))}
+    return {"loss": loss.detach(), **{f"gradient of the {name}": value for name, value in found.items()}}
+
+
+def _kd_cases():
+    return [
+        Case(_randn(6, 2), _randn(6, 2, seed=1), 2.0, label="a classifier with two answers"),
+        Case(3 * _randn(4, 5), 3 * _randn(4, 5, seed=1), 1.0, label="temperature 1"),
+        Case(_randn(2, 3, 7), _randn(2, 3, 7, seed=1), 4.0, label="as in a language model: three dimensions"),
+        Case(50 * _randn(3, 4), 50 * _randn(3, 4, seed=1), 0.5, label="logits so large that exp overflows"),
+        Case(_randn(5, 3).t(), _randn(5, 3, seed=1).t(), 3.0, label="transposed matrices"),
+    ]
+
+
+def _kl(student, teacher, temperature, factor=None, detach=True, average="rows", towards="teacher"):
+    """kd_loss with one thing changed."""
+    teacher = teacher.detach() if detach else teacher
+    s, t = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
+    each = (t.exp() * (t - s)).sum(-1) if towards == "teacher" else (s.exp() * (s - t)).sum(-1)
+    if average == "rows":
+        loss = each.mean()
+    elif average == "batch":
+        loss = each.sum() / len(each)
+    else:
+        loss = each.sum() if average == "sum" else each.mean() / student.shape[-1]
+    return loss * (temperature**2 if factor is None else factor(temperature))
+
+
+def _logits_not_softened(student, teacher, temperature):
+    s, t = F.log_softmax(student, -1), F.log_softmax(teacher.detach(), -1)
+    return temperature**2 * (t.exp() * (t - s)).sum(-1).mean()
+
+
+def _teacher_not_softened(student, teacher, temperature):
+    s, t = F.log_softmax(student / temperature, -1), F.log_softmax(teacher.detach(), -1)
+    return temperature**2 * (t.exp() * (t - s)).sum(-1).mean()
+
+
+def _squared_error(student, teacher, temperature):
+    return F.mse_loss(student, teacher.detach())
+
+
+def _soft_cross_entropy(student, teacher, temperature):
+    s, t = F.log_softmax(student / temperature, -1), F.softmax(teacher.detach() / temperature, -1)
+    return -(temperature**2) * (t * s).sum(-1).mean()
+
+
+def _first_dimension(student, teacher, temperature):
+    s, t = F.log_softmax(student / temperature, 0), F.log_softmax(teacher.detach() / temperature, 0)
+    return temperature**2 * (t.exp() * (t - s)).sum(0).mean()
+
+
+KD_LOSS = Exercise(
+    reference=distill.kd_loss,
+    call=_call_kd,
+    cases=_kd_cases,
+    rtol=1e-4,
+    atol=1e-6,
+    mistakes=[
+        Mistake("the factor T^2 is missing: the gradient shrinks as the temperature rises.",
+                lambda s, t, temperature: _kl(s, t, temperature, factor=lambda _: 1.0)),
+        Mistake("the factor is T where it should be T^2.",
+                lambda s, t, temperature: _kl(s, t, temperature, factor=lambda x: x)),
+        Mistake("the gradient also reaches the teacher. It must not change: take its logits detached.",
+                lambda s, t, temperature: _kl(s, t, temperature, detach=False)),
+        Mistake("KL(student || teacher): the two are exchanged. The teacher's probabilities weigh the "
+                "differences.",
+                lambda s, t, temperature: _kl(s, t, temperature, towards="student")),
+        Mistake("divided by the number of classes too (the default of F.kl_div does that). Sum over the "
+                "classes, then take the mean over the rest.",
+                lambda s, t, temperature: _kl(s, t, temperature, average="all")),
+        Mistake("summed over the rows. Take their mean.",
+                lambda s, t, temperature: _kl(s, t, temperature, average="sum")),
+        Mistake("divided by the size of the batch alone. With [batch, length, classes] every position "
+                "counts as a row.",
+                lambda s, t, temperature: _kl(s, t, temperature, average="batch")),
+        Mistake("the temperature softens neither model: divide the logits by it before the softmax.",
+                _logits_not_softened),
+        Mistake("only the student's logits were divided by the temperature. The teacher's need it too.",
+                _teacher_not_softened),
+        Mistake("this is the squared error of the logits. The loss compares probabilities.",
+                _squared_error),
+        Mistake("this is the cross-entropy with the teacher's answers. It has the right gradient, but it is "
+                "not 0 for a perfect student: subtract the teacher's own entropy.", _soft_cross_entropy),
+        Mistake("the softmax runs over the first dimension. Classes are the last one.", _first_dimension),
+    ],
+    hint="log_softmax of both, softened; sum p_teacher * (log p_teacher - log p_student) over the classes.",
+)  # fmt: skip
+
+
+# --- kd_gradient ------------------------------------------------------------------------------------------
+
+
+def _gradient_cases():
+    return [
+        Case(_randn(6, 2), _randn(6, 2, seed=1), 2.0, label="two classes"),
+        Case(_randn(4, 5), _randn(4, 5, seed=1), 1.0, label="temperature 1"),
+        Case(_randn(3, 9), _randn(3, 9, seed=1), 10.0, label="a high temperature"),
+        Case(_randn(5, 1), _randn(5, 1, seed=1), 2.0, label="a single class"),
+    ]
+
+
+def _gradient(student, teacher, temperature, power=1, rows=True, sign=1, classes=False):
+    apart = torch.softmax(student / temperature, -1) - torch.softmax(teacher / temperature, -1)
+    result = sign * temperature**power * apart
+    result = result / len(student) if rows else result
+    return result / student.shape[-1] if classes else result
+
+
+KD_GRADIENT = Exercise(
+    reference=distill.kd_gradient,
+    cases=_gradient_cases,
+    rtol=1e-4,
+    atol=1e-7,
+    mistakes=[
+        Mistake("without T^2 in the loss there would be 1 / T here. T^2 times that is T.",
+                lambda s, t, temperature: _gradient(s, t, temperature, power=-1)),
+        Mistake("the temperature before the bracket is missing: T^2 from the loss, 1 / T from the softmax.",
+                lambda s, t, temperature: _gradient(s, t, temperature, power=0)),
+        Mistake("T^2 is there, but the chain rule through student_logits / T gives another 1 / T.",
+                lambda s, t, temperature: _gradient(s, t, temperature, power=2)),
+        Mistake("the loss is a mean over the rows: divide by their number.",
+                lambda s, t, temperature: _gradient(s, t, temperature, rows=False)),
+        Mistake("the sign is turned around: the loss falls when the student moves towards the teacher.",
+                lambda s, t, temperature: _gradient(s, t, temperature, sign=-1)),
+        Mistake("the loss is a mean over the rows, not over the classes.",
+                lambda s, t, temperature: _gradient(s, t, temperature, classes=True)),
+    ],
+    hint="The gradient of a cross-entropy for logits z is softmax(z) - target. Then mind each factor of T.",
+)  # fmt: skip
+
+
+# --- layer_map --------------------------------------------------------------------------------------------
+
+
+def _map_cases():
+    return [
+        Case(6, 3, label="half of the layers"),
+        Case(6, 2, label="a third of them"),
+        Case(12, 4, label="BERT-base to four layers"),
+        Case(5, 2, label="no whole number of layers a stretch"),
+        Case(7, 7, label="as many layers as the teacher"),
+        Case(8, 1, label="a single layer"),
+        Case(6, 0, label="no layers", raises=ValueError),
+        Case(3, 4, label="more layers than the teacher", raises=ValueError),
+    ]
+
+
+LAYER_MAP = Exercise(
+    reference=distill.layer_map,
+    cases=_map_cases,
+    mistakes=[
+        Mistake("these are the first layers of each stretch. Take the last: it has seen the whole stretch.",
+                lambda n, m: [i * n // m for i in range(m)]),
+        Mistake("these are the teacher's first layers. Spread them over the whole teacher.",
+                lambda n, m: list(range(m))),
+        Mistake("these are the teacher's last layers. Spread them over the whole teacher.",
+                lambda n, m: list(range(n - m, n))),
+        Mistake("counted from 1. Layers count from 0 here.",
+                lambda n, m: [(i + 1) * n // m for i in range(m)]),
+        Mistake("the width of a stretch was rounded before it was multiplied: the last layer is not reached.",
+                lambda n, m: [(i + 1) * (n // m) - 1 for i in range(m)]),
+        Mistake("a student of no layers, or of more than the teacher has, must raise ValueError.",
+                lambda n, m: [(i + 1) * n // m - 1 for i in range(m)]),
+    ],
+    hint="Stretch number i ends after (i + 1) * teacher_layers / student_layers layers.",
+)  # fmt: skip
+
+
+# --- predictions ------------------------------------------------------------------------------------------
+
+
+def _saved(kept):
+    """Percent of MiniLM's parameters that a student with so many of its layers does without."""
+    model, _ = models.load_encoder(num_labels=2)
+    blocks = model.bert.encoder.layer
+    gone = sum(p.numel() for block in blocks[kept:] for p in block.parameters())
+    return 100 * gone / sum(p.numel() for p in model.parameters())
+
+
+PREDICT_SAVED = Prediction(
+    id="predict_saved",
+    answer=lambda: _saved(3),
+    rtol=0.1,
+    unit="percent",
+    mistakes=[
+        (50, "half of the layers go, but the layers are not the whole model: the embedding table stays."),
+        (40, "40 is DistilBERT's figure. BERT-base has wider layers beside a table of the same length."),
+        (0.234, "the question asks for percent, from 0 to 100."),
+        (77, "that is what stays."),
+    ],
+    hint="About 1.77 million parameters a layer; the embedding table has 30,522 rows of 384.",
+)
+
+EXERCISES = [PREDICT_SAVED, KD_LOSS, KD_GRADIENT, LAYER_MAP]
