@@ -12,9 +12,11 @@
 # You need lesson 02: scales, groups, round to nearest.
 
 # %% name="imports"
+import contextlib
 import importlib.metadata
 import importlib.util
 import inspect
+import io
 import re
 import tempfile
 import time
@@ -158,15 +160,16 @@ def one_row(row, order):
         return affine.from_integers(affine.to_integers(w, scale[0], zero[0], scheme), scale[0], zero[0])
 
     half_a_step = 1.001 * scale.item() / 2
-    return gptq.optimal_brain_row(row, damped, nearest, order, limit=half_a_step)[0]
+    return gptq.optimal_brain_row(row, damped, nearest, order, limit=half_a_step)
 
 
 some = layer[torch.linspace(0, len(layer) - 1, ROWS).long()]
 obq = {"round to nearest": affine.fake_quantize(some, scheme)}
-obq_seconds = {}
+obq_seconds, turns = {}, {}
 for order in ("greedy", "natural"):
     start = time.perf_counter()
-    obq[order] = torch.stack([one_row(row, order) for row in some])
+    rows, turns[order] = zip(*(one_row(row, order) for row in some), strict=True)
+    obq[order] = torch.stack(rows)
     obq_seconds[order] = time.perf_counter() - start
 obq_error = {name: gptq.output_error(some, q, H) for name, q in obq.items()}
 for name, error in obq_error.items():
@@ -174,12 +177,23 @@ for name, error in obq_error.items():
 worth = obq_error["natural"] / obq_error["greedy"]
 print(f"Without the greedy order the error is {worth:.2f} times as large.")
 
+# %% name="obq-turns"
+largest = int(H.diagonal().argmax())
+size = (H[largest, largest] / H.diagonal().median()).sqrt().item()
+turn = {order: [visited.index(largest) + 1 for visited in turns[order]] for order in turns}
+print(f"Input {largest} is {size:.0f} times as large as the median input. Its turn, of {len(H)}:")
+for order, when in turn.items():
+    print(f"{order:8} {', '.join(map(str, when))} in the {ROWS} rows")
+
 # %% [markdown] name="order-text"
 # "natural" is the same quantizer without the choice: it takes the weights from left to right. Compare the
 # last two numbers.
 #
-# That the greedy order is not worth its price was the discovery behind GPTQ. The order is what makes OBQ
-# slow: each row chooses its own, so each row needs its own inverse.
+# The paper found that the greedy order is hardly worth its price. Here it even hurts, and the turns say why.
+# Cheap weights come first, so the weight on the largest input is left to the end. Then it has to be rounded
+# as well, and no weight is left to make up for it. A language model has such inputs; lesson 02 met them.
+#
+# The order is also what makes OBQ slow: each row chooses its own, so each row needs its own inverse.
 #
 # ## Step 2: all rows at once
 #
@@ -430,6 +444,19 @@ else:
     found = "No recorded run yet: `course bench gptq` makes one."
 found
 
+# %% name="bench-reading"
+if bench:
+    by_name = {row["method"].split(" 0")[0]: row for row in bench["results"]["rows"]}
+    theirs = by_name["GPTQModel, its defaults"]
+    for label, row in (("with the library's four passes a block", by_name["ours, same settings"]),
+                       ("with one pass a block", by_name["ours, one pass a block"])):
+        print(f"Ours, {label}: perplexity {row['perplexity'] / theirs['perplexity'] - 1:+.1%} and "
+              f"{row['cpu seconds'] / theirs['cpu seconds']:.2f} times the CPU time of GPTQModel.")
+    if "AutoGPTQ" in by_name:
+        against = by_name["AutoGPTQ"]["perplexity"] / by_name["round to nearest"]["perplexity"] - 1
+        print(f"AutoGPTQ with its default damping of 0.01: {against:+.1%} against round to nearest. "
+              f"{'It overfits, as down_proj did above.' if against > 0 else ''}")
+
 # %% [markdown] name="format-text"
 # ## A file that others read
 #
@@ -467,15 +494,18 @@ with tempfile.TemporaryDirectory() as place:
     with torch.inference_mode():
         ours = model(prompt.to(DEVICE)).logits.float().cpu()
     del model
+    measure.release_memory()
     again, _ = checkpoint.load(folder)
     with torch.inference_mode():
         own_reader = again(prompt).logits
     del again
+    measure.release_memory()
     loaded = importlib.util.find_spec("gptqmodel") is not None
     if loaded:
-        their_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        with torch.inference_mode():
-            theirs = their_model(prompt).logits.float()
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells much about itself
+            their_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+                theirs = their_model(prompt).logits.float()
         kind = type(their_model.get_submodule(next(iter(kept)))).__name__
         del their_model
     else:
