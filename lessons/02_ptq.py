@@ -45,12 +45,12 @@ calibration = articles[:, :512]
 
 
 def perplexity():
-    return measure.perplexity(model, heldout, window=224, batch_size=2).value
+    return measure.perplexity(model, heldout, window=224, batch_size=1).value
 
 
 linears = layerwise.block_linears(model)
 original = {name: layer.weight.detach() for name, layer in linears.items()}  # never changed below
-fp32 = measure.perplexity(model, heldout, window=224, batch_size=2)
+fp32 = measure.perplexity(model, heldout, window=224, batch_size=1)
 print(fp32)
 
 # %% [markdown] name="what-is-quantized"
@@ -534,7 +534,7 @@ def mixed_call(largest):
 
 sweep = {}
 tops = {name: statistic.top for name, statistic in statistics.items()}
-for alpha in (None, 0.5, 0.75):
+for alpha in (None, 0.25, 0.5, 0.75, 0.9):
     original_model()
     largest = absmax if alpha is None else activations.smooth(model, tops, alpha)
     layerwise.round_to_nearest(model, int8)
