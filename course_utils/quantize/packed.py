@@ -29,7 +29,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
         raise ValueError(f"values must be from 0 to {2**bits - 1} to fit into {bits} bits, "
                          f"got {values.min().item()} to {values.max().item()}")
     if bits == 8:
-        return values.to(torch.uint8)
+        return values.to(torch.uint8).clone(memory_format=torch.contiguous_format)  # with plain strides
     per_word, bytes_per_word = _word(bits)
     values = F.pad(values.long(), (0, -values.shape[1] % per_word))
     shifts = bits * torch.arange(per_word, device=values.device)
