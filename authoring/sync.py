@@ -120,22 +120,25 @@ def normalise(outputs, count: int) -> list:
     kept = []
     for output in outputs:
         output = from_dict(output)
+        if passing(output):
+            continue
         if output.output_type == "stream":
-            if output.name == "stderr":
-                continue
             if kept and kept[-1].output_type == "stream":
                 kept[-1].text += output.text
                 continue
         elif output.output_type == "error":
             output.traceback = []  # paths and colours of this machine; raises-exception cells have these
-        else:
-            if any(mime.startswith("application/vnd.jupyter.widget") for mime in output.data):
-                continue
-            if output.output_type == "execute_result":
-                output.execution_count = count
+        elif output.output_type == "execute_result":
+            output.execution_count = count
         output.pop("transient", None)
         kept.append(output)
     return kept
+
+
+def passing(output) -> bool:
+    """True for what a notebook shows while it runs and keeps nothing of: stderr and progress bars."""
+    widget = any(mime.startswith("application/vnd.jupyter.widget") for mime in output.get("data", {}))
+    return widget or output.get("name") == "stderr"
 
 
 def outputs_hash(outputs) -> str:

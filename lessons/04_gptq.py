@@ -502,7 +502,7 @@ with tempfile.TemporaryDirectory() as place:
     measure.release_memory()
     loaded = importlib.util.find_spec("gptqmodel") is not None
     if loaded:
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells much about itself
+        with capture_output():  # it tells much about itself
             their_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
                 theirs = their_model(prompt).logits.float()

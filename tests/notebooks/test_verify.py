@@ -65,6 +65,7 @@ DISPLAY = "from IPython.display import display\ndisplay({}, raw=True, metadata={
 CHECK = DISPLAY.format({"text/plain": PASSED}, {"course": {"status": "passed"}})
 PICTURE = DISPLAY.format({"image/png": "AAAA", "text/plain": "a picture"}, {"image/png": {"alt": "text"}})
 RESULT = new_output("execute_result", data={"text/plain": "1.0"}, execution_count=9)
+BAR = DISPLAY.format({"application/vnd.jupyter.widget-view+json": {}, "text/plain": "  50%"}, {})
 CLOCK = "import time; print(time.time())"
 
 PASS, FAIL = "passed", "failed"
@@ -80,6 +81,7 @@ CELLS = [
     (FAIL, cell("more", "print('loss 1.000'); 3", stream("loss 1.000\n"), **TOLERANT)),
     (PASS, cell("timing", CLOCK, stream("1.0\n"), tags=["nbval-ignore-output"])),
     (PASS, cell("stderr", "import sys; print('x', file=sys.stderr); print('y')", stream("y\n"))),
+    (PASS, cell("progress-bar", f"print('y')\n{BAR}", stream("y\n"))),
     (PASS, cell("result", "1.01", RESULT, **TOLERANT)),
     (FAIL, cell("strict-result", "1.01", RESULT)),
     (PASS, cell("check", CHECK, shown(text_plain=PASSED))),
