@@ -186,6 +186,19 @@ def test_a_classifier_of_another_domain_starts_from_the_same_head_and_has_a_fold
         finetune.load_classifier(seed="1")
 
 
+def test_set_up_trains_the_three_classifiers_of_the_lessons_once(tmp_path, monkeypatch):
+    small, (_, tokenizer) = small_model(), models.load_encoder(num_labels=2)
+    begun = []
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "load_encoder", lambda num_labels: (small, tokenizer))
+    monkeypatch.setattr(data, "reviews", lambda split, domain: [(f"on {domain}", 1)])
+    monkeypatch.setattr(finetune, "train", lambda model, tokenizer, found, **_: begun.append(found[0][0]))
+    finetune.prepare()
+    for domain in ("movie", "tweets", "amazon"):  # lessons 03, 06 to 09: nothing is left to train
+        finetune.load_classifier(domain=domain)
+    assert begun == ["on movie", "on tweets", "on amazon"]
+
+
 def test_a_classifier_is_trained_again_when_the_sentences_are_others(tmp_path, monkeypatch):
     first, second = data.reviews("train")[:4], data.reviews("train")[4:8]
     start, tokenizer = models.load_encoder(num_labels=2)
