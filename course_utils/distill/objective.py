@@ -23,7 +23,8 @@ class Objective:
     attention    weight of attention_loss, last layer against last layer
     layers       the teacher layer of each student layer (layer_map); hidden needs it
     compare      student layers whose hidden states are compared; None: all
-    projection   maps hidden states of a narrower student (see hidden_loss); pass its parameters to train
+    projection   maps hidden states of a narrower student (see hidden_loss). Make it a part of the student,
+                 `student.projection = projection`, and it is trained along; delete it before saving
     """
 
     teacher: nn.Module

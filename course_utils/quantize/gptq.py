@@ -177,6 +177,7 @@ def gptq(
     order: str = "natural",
     damping: float = 0.01,
     clip_search: bool = False,
+    static_groups: bool = False,
 ) -> GPTQWeight:
     """Quantize one matrix with GPTQ.
 
@@ -184,6 +185,9 @@ def gptq(
     scheme: bits, group (None: one scale a row), symmetric or not.
     order: see `column_order`. damping: share of the mean diagonal added to the diagonal.
     clip_search: choose each group's range by squared error (`affine.search_clip`), not by min and max.
+    static_groups: take all scales from the original weights, before any is moved. By default, and in the
+    paper, a group's scale comes from its weights as all groups before it have moved them. Static groups are
+    groups of neighbours in every order.
     Inputs that are always 0 (diagonal 0) get weight 0: nothing depends on them.
     Raises ValueError or TypeError for what `affine.quantize` refuses, and for shapes that do not fit.
     """
@@ -192,41 +196,46 @@ def gptq(
     group = scheme.group or width
     work, hessian = without_dead_columns(weight, hessian)
     columns = column_order(hessian, order, group)
+    find_parameters = affine.search_clip if clip_search else affine.parameters
+    if static_groups:
+        static = [part.squeeze(-1)[:, columns // group]
+                  for part in find_parameters(affine.to_groups(work, scheme), scheme)]
     work = work[:, columns]
     factor, damping = inverse_factor(hessian[columns][:, columns], damping)
 
-    find_parameters = affine.search_clip if clip_search else affine.parameters
     q = torch.empty_like(work)
-    scales, zeros = [], []
+    scales, zeros = torch.empty_like(work), torch.empty_like(work)
     for start in range(0, width, group):
+        here = slice(start, start + group)
         # The scale of a group comes from its weights as they are *now*, moved by all groups before it.
-        scale, zero = find_parameters(work[:, start : start + group], scheme)
+        scales[:, here], zeros[:, here] = (
+            (part[:, here] for part in static) if static_groups else find_parameters(work[:, here], scheme))
         for left in range(start, start + group, BLOCK):
             right = min(left + BLOCK, start + group)
             q[:, left:right], errors = _round_block(
-                work[:, left:right], factor[left:right, left:right], scale[:, 0], zero[:, 0], scheme)
+                work[:, left:right], factor[left:right, left:right], scales[:, left:right],
+                zeros[:, left:right], scheme)
             # Far columns are not needed inside the block: one matrix product for all its columns.
             work[:, right:] -= errors @ factor[left:right, right:]
-        scales.append(scale)
-        zeros.append(zero)
 
     back = columns.argsort()
-    scale, zero, g_idx = torch.cat(scales, dim=1), torch.cat(zeros, dim=1), back // group
-    if order == "grouped":  # groups were visited out of turn: number them from left to right again
-        turn = (columns[::group] // group).argsort()
-        scale, zero, g_idx = scale[:, turn], zero[:, turn], torch.arange(width) // group
-    q = q[:, back].to(torch.int8 if scheme.symmetric else torch.uint8)
-    return GPTQWeight(q, scale.float(), zero.float(), g_idx.to(torch.int32), scheme, damping)
+    neighbours = static_groups or order != "activation"
+    g_idx = (torch.arange(width, device=back.device) if neighbours else back) // group
+    q, scales, zeros = q[:, back], scales[:, back], zeros[:, back]
+    first = g_idx.argsort(stable=True)[::group]  # one column of each group
+    q = q.to(torch.int8 if scheme.symmetric else torch.uint8)
+    return GPTQWeight(q, scales[:, first].float(), zeros[:, first].float(), g_idx.to(torch.int32), scheme,
+                      damping)
 
 
 def _round_block(
     block: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
-    """Integers and scaled errors, both [out, columns], of the columns of one block, from left to right."""
+    """Integers and scaled errors of the columns of one block, from left to right. All are [out, columns]."""
     integers, errors = torch.empty_like(block), torch.empty_like(block)
     for column in range(block.shape[1]):
-        q = affine.to_integers(block[:, column], scale, zero, scheme)
-        rounded = affine.from_integers(q, scale, zero)
+        q = affine.to_integers(block[:, column], scale[:, column], zero[:, column], scheme)
+        rounded = affine.from_integers(q, scale[:, column], zero[:, column])
         block, errors[:, column] = column_update(block, column, rounded, factor)
         integers[:, column] = q
     return integers, errors
@@ -280,6 +289,7 @@ def quantize_model(
     order: str = "natural",
     damping: float = 0.01,
     clip_search: bool = False,
+    static_groups: bool = False,
     sequential: bool = False,
     batch_size: int = 4,
     progress: bool = True,
@@ -288,7 +298,7 @@ def quantize_model(
     """Quantize the linear layers of all blocks in place, block by block; returns one line for each layer.
 
     tokens: calibration text, LongTensor [n, length] or dicts of tensors (`layerwise.walk`).
-    scheme, order, damping, clip_search: as for `gptq`.
+    scheme, order, damping, clip_search, static_groups: as for `gptq`.
     sequential: measure a layer's inputs after the layers before it in its block were rounded. Four passes a
     block instead of one.
     keep: a dict that receives the integers and scales of each layer by full name, for `checkpoint.save`.
@@ -303,7 +313,8 @@ def quantize_model(
         weights = [block.linears[name].weight for name in names]
         stacked = torch.cat([weight.detach().float() for weight in weights])
         try:
-            found = gptq(stacked, hessian, scheme, order=order, damping=damping, clip_search=clip_search)
+            found = gptq(stacked, hessian, scheme, order=order, damping=damping, clip_search=clip_search,
+                         static_groups=static_groups)
         except ValueError as error:
             raise ValueError(f"{block.name}.{names[0]}: {error}") from None
         results = _split_rows(found, [len(weight) for weight in weights])

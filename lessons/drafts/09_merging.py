@@ -115,14 +115,19 @@ DOMAINS = ("movie", "tweets", "amazon")
 SENTENCES = 300  # of each domain
 base_model, tokenizer = models.load_encoder(num_labels=2, device=DEVICE)
 base = {name: tensor.clone() for name, tensor in base_model.state_dict().items()}
-tuned = {domain: finetune.load_classifier(DEVICE, domain)[0].state_dict() for domain in DOMAINS}
+tuned = {}
+for domain in DOMAINS:
+    state = finetune.load_classifier(DEVICE, domain)[0].state_dict()
+    # what was frozen is the same in all models, and kept once
+    tuned[domain] = {n: base[n] if torch.equal(x, base[n]) else x.clone() for n, x in state.items()}
+del state
 held_out = {domain: data.reviews("test", domain)[:SENTENCES] for domain in DOMAINS}
 labels = {domain: torch.tensor([label for _, label in held_out[domain]]) for domain in DOMAINS}
 
 
 def run(state, domains=DOMAINS):
     """Logits of the held-out sentences with these weights: domain -> float [sentences, 2]."""
-    base_model.load_state_dict(state)
+    base_model.load_state_dict(state, strict=False)  # a merge has the trained tensors only
     return {d: finetune.predict(base_model, tokenizer, [text for text, _ in held_out[d]]) for d in domains}
 
 
@@ -230,6 +235,10 @@ for label, other in {
 # %% name="ex-task-vector" exercise="course_utils.merge.methods:task_vector" points=2
 
 # %% name="angles" tolerance=0.1 atol=0.02
+trained = [n for n in base if not torch.equal(a[n], base[n])]
+base = {n: base[n] for n in trained}
+tuned = {domain: {n: tuned[domain][n] for n in trained} for domain in DOMAINS}
+a, b = tuned["movie"], tuned["tweets"]
 tasks = {domain: methods.task_vector(tuned[domain], base) for domain in DOMAINS}
 for one, other in (("movie", "tweets"), ("movie", "amazon"), ("tweets", "amazon")):
     whole = states.cosine(tuned[one], tuned[other])
@@ -298,7 +307,7 @@ for t in (1 / 6, 1 / 3, 2 / 3, 5 / 6):
     path[t] = run(methods.lerp(a, b, t), PAIR)
 path = dict(sorted(path.items()))
 reached = {d: [measure.accuracy(at[d], labels[d]) for at in path.values()] for d in PAIR}
-losses = {d: [loss(at[d], d) for at in path.values()] for d in PAIR}
+losses = {d: [loss(at, d) for at in path.values()] for d in PAIR}
 for d in PAIR:
     print(f"{d:6} accuracy (%):", *(f"{100 * found.value:.1f}" for found in reached[d]))
 
@@ -448,7 +457,7 @@ chosen = {}
 for method, merge in tqdm(candidates.items(), desc="choosing scales", leave=False):
     scores = {}
     for scale in tried[method]:
-        base_model.load_state_dict(merge(scale))
+        base_model.load_state_dict(merge(scale), strict=False)
         scores[scale] = sum(finetune.evaluate(base_model, tokenizer, choosing[d]).value for d in DOMAINS)
     chosen[method] = max(scores, key=scores.get)
     logits[method] = run(merge(chosen[method]))

@@ -34,14 +34,17 @@ def damped(hessian, damping=0.01):
     return hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=hessian.dtype)
 
 
-def brute_force(weight, hessian, scheme, columns):
+def brute_force(weight, hessian, scheme, columns, static_groups=False):
     """GPTQ with explicit inverses: at each step the inverse of the Hessian of the columns that are left."""
     work = weight[:, columns].clone()
     hessian = hessian[columns][:, columns]
     width = work.shape[1]
     group = scheme.group or width
     for j in range(width):
-        if j % group == 0:
+        if static_groups:
+            start = int(columns[j]) // group * group
+            scale, zero = affine.parameters(weight[:, start : start + group], scheme)
+        elif j % group == 0:
             scale, zero = affine.parameters(work[:, j : j + group], scheme)
         q = affine.to_integers(work[:, j : j + 1], scale, zero, scheme)
         error = work[:, j : j + 1] - affine.from_integers(q, scale, zero)
@@ -51,12 +54,12 @@ def brute_force(weight, hessian, scheme, columns):
 
 
 @SETTINGS
-@given(problems(), st.sampled_from(gptq.ORDERS))
-def test_equals_brute_force(problem, order):
+@given(problems(), st.sampled_from(gptq.ORDERS), st.booleans())
+def test_equals_brute_force(problem, order, static_groups):
     weight, hessian, scheme = problem
     columns = gptq.column_order(hessian, order, scheme.group or weight.shape[1])
-    expected = brute_force(weight, damped(hessian), scheme, columns)
-    found = gptq.gptq(weight, hessian, scheme, order=order).dequantize()
+    expected = brute_force(weight, damped(hessian), scheme, columns, static_groups)
+    found = gptq.gptq(weight, hessian, scheme, order=order, static_groups=static_groups).dequantize()
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -80,6 +83,16 @@ def test_identity_hessian_is_round_to_nearest(problem, order):
     nearest = affine.quantize(weight.float(), scheme)
     assert torch.equal(found.q.int(), nearest.q.int())
     torch.testing.assert_close(found.scale, nearest.scale)
+
+
+@SETTINGS
+@given(problems(), st.sampled_from(gptq.ORDERS))
+def test_static_groups_have_the_scales_of_round_to_nearest_in_every_order(problem, order):
+    weight, hessian, scheme = problem
+    found = gptq.gptq(weight.float(), hessian.float(), scheme, order=order, static_groups=True)
+    nearest = affine.quantize(weight.float(), scheme)
+    assert torch.equal(found.scale, nearest.scale) and torch.equal(found.zero, nearest.zero)
+    assert torch.equal(found.g_idx.long(), torch.arange(weight.shape[1]) // (scheme.group or weight.shape[1]))
 
 
 def test_one_row_of_optimal_brain_quantizer_in_natural_order_is_gptq():

@@ -15,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from course_utils import distill, finetune, models
+from course_utils import data, distill, finetune, models, records
 
 
 def seeded(seed=0):
@@ -244,9 +244,9 @@ def test_training_with_an_objective_brings_the_student_closer():
         return distill.kd_loss(*logits, 1.0).item()
 
     start = apart()
-    run = finetune.train(student, tokenizer, examples, steps=40, batch_size=8, lr=3e-3, loss=objective)
+    run = finetune.train(student, tokenizer, examples, steps=120, batch_size=8, lr=3e-3, loss=objective)
     assert apart() < 0.5 * start
-    assert run.steps == 40 and fingerprint(teacher) == before
+    assert run.steps == 120 and fingerprint(teacher) == before
 
 
 def test_objectives_refuse_what_cannot_be():
@@ -349,3 +349,62 @@ def test_healing_refuses_what_cannot_be_healed():
         distill.heal(student, teacher, windows, steps=1)
     with pytest.raises(ValueError, match="windows"):
         distill.heal(copy.deepcopy(teacher), teacher, windows[0], steps=1)
+
+
+def test_a_narrower_student_trains_its_projection_along():
+    tokenizer, teacher = models.load_encoder()[1], small_bert(initializer_range=0.3)
+    torch.manual_seed(1)
+    student = BertForSequenceClassification(BertConfig(
+        vocab_size=30522, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_labels=2,
+        intermediate_size=32, max_position_embeddings=64)).eval()  # fmt: skip
+    examples = [(f"the film was {word}", i % 2) for i, word in enumerate("good bad fine dull".split())]
+    with pytest.raises(ValueError, match=r"nn.Linear\(16, 32\)"):
+        finetune.train(student, tokenizer, examples, steps=1,
+                       loss=distill.Objective(teacher, hidden=1.0, layers=[1, 3]))  # fmt: skip
+    student.projection = torch.nn.Linear(16, 32)
+    before = student.projection.weight.detach().clone()
+    objective = distill.Objective(teacher, hidden=1.0, layers=[1, 3], projection=student.projection)
+    run = finetune.train(student, tokenizer, examples, steps=40, batch_size=4, lr=1e-2, loss=objective)
+    assert not torch.equal(student.projection.weight, before)
+    assert run.losses[-1] < 0.7 * run.losses[0]
+
+
+# ---- the bench of lesson 08 -------------------------------------------------------------------------------
+
+
+def test_the_ablation_bench_runs_and_goes_on_where_it_stopped(monkeypatch, tmp_path):
+    bench = pytest.importorskip("authoring.bench.distill_ablation")
+    tokenizer, teacher = models.load_encoder()[1], small_bert(layers=6)
+    before = fingerprint(teacher)
+    examples = [(f"the film was {word}", i % 2) for i, word in enumerate("good bad fine dull".split())]
+    monkeypatch.setattr(finetune, "load_classifier", lambda: (teacher, tokenizer))
+    monkeypatch.setattr(data, "reviews", lambda split: examples)
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    for name, value in {"STEPS": 4, "BATCH": 2, "HELDOUT": 3}.items():
+        monkeypatch.setattr(bench, name, value)
+    trained = []
+    train = finetune.train
+    monkeypatch.setattr(finetune, "train", lambda *args, **kwargs: trained.append(train(*args, **kwargs)))
+    rows = bench.bench()
+    assert [(row["what"], row["layers"]) for row in rows] == list(bench.runs())
+    assert fingerprint(teacher) == before
+    first, *students = rows
+    assert first["+-"] is None and all(row["+-"] >= 0 and row["seeds"] == 3 for row in students)
+    assert {row["layers"] for row in students} == {2, 3} and all(row["MB"] < first["MB"] for row in students)
+    assert sum(run.steps for run in trained) == 4 * 3 * len(students)
+    record = records.load(bench.NAME)
+    records.save(bench.NAME, {"title": bench.TITLE, "rows": rows[:-1]})  # as if it had been interrupted
+    trained.clear()
+    again = bench.bench()
+    assert len(trained) == 3 and again[:-1] == rows[:-1]
+    assert records.load(bench.NAME)["results"]["rows"][-1]["accuracy"] == again[-1]["accuracy"]
+    assert record["results"]["rows"] == rows
+
+
+def test_the_interval_of_the_mean_is_students():
+    bench = pytest.importorskip("authoring.bench.distill_ablation")
+    found = bench.row("soft answers", 3, [0.80, 0.82, 0.87], 0.0, small_bert())
+    # 4.303 standard errors hold 95 % of Student's t with two degrees of freedom (any table of it).
+    spread = (0.03**2 + 0.01**2 + 0.04**2) / 2
+    assert found["accuracy"] == pytest.approx(83.0)
+    assert found["+-"] == pytest.approx(100 * 4.303 * (spread / 3) ** 0.5, rel=1e-3)
