@@ -12,6 +12,8 @@
 # You need lessons 00 (parameters, perplexity) and 01 (number formats).
 
 # %% name="imports"
+import os
+
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -324,6 +326,7 @@ def absmax_and_sample():
 statistics = layerwise.collect_statistics(model, calibration, absmax_and_sample)
 absmax = {name: statistic.top.absmax for name, statistic in statistics.items()}
 print(f"{calibration.numel():,} calibration tokens, {len(absmax)} layers")
+measure.release_memory()
 
 # %% name="outliers" tolerance=0.05
 kinds = list(dict.fromkeys(name.rsplit(".", 1)[1] for name in absmax))
@@ -628,6 +631,7 @@ except TypeError as error:
 # later.
 
 # %% name="bnb" timing=true
+os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers then loads weight by weight: less memory
 versions = {
     "BF16": dict(dtype=torch.bfloat16),
     "INT8 bitsandbytes": dict(

@@ -27,26 +27,34 @@ DAMPING = 0.05  # GPTQModel's default, for both
 
 
 def bench() -> list[dict]:
-    """Rows for GPTQModel, ours (same settings; one pass a block), round to nearest, FP32 and AutoGPTQ."""
+    """Rows for GPTQModel and ours, each with two settings, round to nearest, FP32 and AutoGPTQ."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
     _, tokenizer = models.load_lm()
     calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", CALIBRATION_TOKENS), WINDOW)
     heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT_TOKENS)
     methods = {
         "GPTQModel, its defaults": lambda: _gptqmodel(calibration),
-        "ours, same settings": lambda: _ours(calibration, sequential=True),
-        "ours, one pass a block": lambda: _ours(calibration, sequential=False),
+        "GPTQModel, act-order, static groups": lambda: _gptqmodel(calibration, static_groups=True),
+        "ours, grouped order": lambda: _ours(calibration, order="grouped"),
+        "ours, act-order, static groups": lambda: _ours(calibration, order="activation", static_groups=True),
         "round to nearest": _nearest,
         "FP32": lambda: _timed(lambda: models.load_lm()[0], lambda model: None),
     }
-    rows = []
+    rows, theirs = [], None
     for name, method in methods.items():
         model, wall, cpu, peak = method()
-        found = measure.perplexity(model, heldout, window=WINDOW)
+        scored = [measure.perplexity(model, piece, window=WINDOW) for piece in data.windows(heldout, WINDOW)]
+        by_window = torch.tensor([piece.nll for piece in scored])
+        theirs = by_window if theirs is None else theirs
+        more = by_window - theirs  # paired: the same windows
+        nll = by_window.mean().item()
         rows.append({
-            "method": name, "perplexity": found.value, "nll": found.nll, "wall seconds": wall,
+            "method": name, "perplexity": math.exp(nll), "nll": nll,
+            "nll above the first row": more.mean().item(),
+            "its standard error": more.std().item() / len(more) ** 0.5, "wall seconds": wall,
             "cpu seconds": cpu, "peak MB": peak, "calibration tokens": calibration.numel(),
-            "tokens scored": found.tokens, "window": WINDOW, "threads": torch.get_num_threads(),
+            "tokens scored": sum(piece.tokens for piece in scored), "window": WINDOW,
+            "threads": torch.get_num_threads(),
         })
         print(rows[-1], flush=True)
         del model
@@ -65,6 +73,7 @@ def _auto_gptq(calibration, heldout, like):
         print(answer)
         return []
     found = answer.values
+    like = {key: value for key, value in like.items() if "standard" not in key and "above" not in key}
     return [like | {
         "method": f"AutoGPTQ {found['versions']['auto_gptq']}, its defaults",
         "perplexity": found["perplexity"],
@@ -83,10 +92,9 @@ def _timed(load, work):
     return (model if result is None else result), wall, max(cpu, 1e-9), peak.peak / 1e6
 
 
-def _ours(calibration, sequential):
+def _ours(calibration, **settings):
     def work(model):
-        gptq.quantize_model(model, calibration, SCHEME, order="grouped", damping=DAMPING,
-                            sequential=sequential)
+        gptq.quantize_model(model, calibration, SCHEME, damping=DAMPING, **settings)
 
     return _timed(lambda: models.load_lm()[0], work)
 
@@ -95,7 +103,7 @@ def _nearest():
     return _timed(lambda: models.load_lm()[0], lambda model: layerwise.round_to_nearest(model, SCHEME))
 
 
-def _gptqmodel(calibration):
+def _gptqmodel(calibration, static_groups=False):
     from gptqmodel import GPTQModel, QuantizeConfig
 
     examples = [{"input_ids": window.tolist(), "attention_mask": [1] * WINDOW} for window in calibration]
@@ -104,7 +112,8 @@ def _gptqmodel(calibration):
         folder = str(folder or models.embedded_lm())
         # One for each model: loading writes into it.
         settings = QuantizeConfig(bits=SCHEME.bits, group_size=SCHEME.group, sym=SCHEME.symmetric,
-                                  desc_act=False, damp_percent=DAMPING)
+                                  desc_act=static_groups, static_groups=static_groups,
+                                  damp_percent=DAMPING)
         return GPTQModel.load(folder, settings, dtype=torch.float32, device="cpu")
 
     with tempfile.TemporaryDirectory() as folder:

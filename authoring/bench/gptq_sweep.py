@@ -14,21 +14,21 @@ TITLE = "GPTQ over bits, groups, damping and calibration text"
 HELDOUT_TOKENS, WINDOW = 2048, 512
 NAME = "gptq_sweep"
 
-# (method, bits, group, symmetric, order, damping, calibration tokens)
+# (method, bits, group, symmetric, order, static groups, damping, calibration tokens)
 GPTQ, RTN = "GPTQ", "round to nearest"
 _GRIDS = [(4, 64, True), (4, None, True), (4, 32, True), (4, 64, False),
           (3, 64, True), (3, None, True), (3, 32, True), (3, 64, False)]
 RUNS = [
-    ("FP32", 32, None, True, "", 0.0, 0),
-    *((RTN, *grid, "", 0.0, 0) for grid in _GRIDS),
-    *((GPTQ, *grid, "grouped", 0.2, 4096) for grid in _GRIDS),
-    # less text and more, the paper's damping, act-order
-    (GPTQ, 4, 64, True, "grouped", 0.2, 1024),
-    (GPTQ, 4, 64, True, "grouped", 0.01, 4096),
-    (GPTQ, 4, 64, True, "grouped", 0.2, 16384),
-    (GPTQ, 4, 64, True, "activation", 0.2, 4096),
+    ("FP32", 32, None, True, "", False, 0.0, 0),
+    *((RTN, *grid, "", False, 0.0, 0) for grid in _GRIDS),
+    *((GPTQ, *grid, "activation", True, 0.2, 4096) for grid in _GRIDS),
+    # less text and more, the paper's damping, scales of the moved weights
+    (GPTQ, 4, 64, True, "activation", True, 0.2, 1024),
+    (GPTQ, 4, 64, True, "activation", True, 0.2, 16384),
+    (GPTQ, 4, 64, True, "activation", True, 0.01, 4096),
+    (GPTQ, 4, 64, True, "grouped", False, 0.2, 4096),
 ]
-KEYS = ("method", "bits", "group", "symmetric", "order", "damping", "calibration tokens")
+KEYS = ("method", "bits", "group", "symmetric", "order", "static groups", "damping", "calibration tokens")
 
 
 def bench() -> list[dict]:
@@ -44,14 +44,15 @@ def bench() -> list[dict]:
     return rows
 
 
-def _measure(method, bits, group, symmetric, order, damping, tokens):
+def _measure(method, bits, group, symmetric, order, static_groups, damping, tokens):
     model, tokenizer = models.load_lm()
     heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT_TOKENS)
     if method == RTN:
         layerwise.round_to_nearest(model, Scheme(bits, group, symmetric))
     elif method == GPTQ:
         calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", tokens), WINDOW)
-        gptq.quantize_model(model, calibration, Scheme(bits, group, symmetric), order=order, damping=damping)
+        gptq.quantize_model(model, calibration, Scheme(bits, group, symmetric), order=order, damping=damping,
+                            static_groups=static_groups)
     found = measure.perplexity(model, heldout, window=WINDOW)
     del model
     gc.collect()
