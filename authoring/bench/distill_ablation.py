@@ -14,7 +14,7 @@ from course_utils import data, distill, finetune, measure, records
 
 TITLE = "students of MiniLM after so many steps: accuracy (%) over three seeds, with the interval of the mean"
 NAME = "bench_distill_ablation"
-STEPS, BATCH, LR, SEEDS, HELDOUT = 48, 16, 4e-4, (0, 1, 2), 800
+STEPS, BATCH, LR, SEEDS, HELDOUT = 40, 16, 4e-4, (0, 1, 2), 800
 TEACHER, SCRATCH, PLAIN = "teacher", "from scratch, labels", "fine-tuned, labels"
 STAGED = "layer by layer, then soft"
 METHODS = {
