@@ -7,8 +7,10 @@ seconds are given beside wall seconds: they hold on a machine that is not quiet.
 """
 
 import gc
+import inspect
 import os
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -75,6 +77,7 @@ def _gptqmodel(text):
     # Its CPU layer computes in 16 bits and so refuses a model in FP32. We only want the words it packs: like
     # this its search runs in FP32, as ours does.
     AwqTorchLinear.SUPPORTS_DTYPES = list({*AwqTorchLinear.SUPPORTS_DTYPES, torch.float32})
+    _mend_scale_search()
     settings = AWQConfig(bits=SCHEME.bits, group_size=SCHEME.group, sym=SCHEME.symmetric, format=FORMAT.GEMM)
     examples = [{"input_ids": window.tolist(), "attention_mask": [1] * len(window)} for window in text]
     quantized, wall, cpu, peak = _timed(
@@ -86,6 +89,23 @@ def _gptqmodel(text):
         del quantized
         gc.collect()
         return _read(Path(folder) / "checkpoint"), wall, cpu, peak
+
+
+def _mend_scale_search():
+    """Let GPTQModel 7.6's search for scales keep a real copy of the weights.
+
+    It tries 20 scales and puts the weights back after each one, from a copy made by .to(float32).cpu(). For
+    weights that are FP32 on the CPU already these two copy nothing: each try starts from weights that all
+    tries before have rounded, and the model ends in ruins (perplexity 1.9 million).
+    """
+    from gptqmodel.looper import awq_processor
+
+    search = awq_processor.AWQProcessor._compute_best_scale
+    source = textwrap.dedent(inspect.getsource(search))
+    mended = source.replace(".to(torch.float32).cpu().contiguous()", ".to(torch.float32, copy=True).cpu()")
+    if mended != source:
+        exec(mended, vars(awq_processor))
+        awq_processor.AWQProcessor._compute_best_scale = awq_processor._compute_best_scale
 
 
 def _read(folder):
