@@ -193,9 +193,9 @@ for message, count in errors.items():
 #    is nearly 0 or nearly 180 degrees, both sines are tiny and mostly rounding error: fall back to **LERP**.
 #    mergekit, the library most people merge with, does so where |cosine| > 0.9995, an angle below 1.8
 #    degrees.
-# 3. Nothing complains, and nothing would if the weights were BF16, which keeps two to three digits. Compute
-#    in **float32**. And normalise the two vectors to measure the angle, but mix the tensors *themselves*:
-#    their lengths are part of the model.
+# 3. The rest would go wrong in silence. Weights are often stored in BF16, which keeps two to three digits:
+#    compute in **float32**. And normalise the two vectors to measure the angle, but mix the tensors
+#    *themselves*: their lengths are part of the model.
 #
 # A tensor of zeros, such as a new bias, has no direction at all. There only LERP makes sense.
 #
@@ -287,8 +287,9 @@ plots.show(
     "Angle for each trained tensor, film model against tweet model, from the input to the output. Left, on a "
     f"logarithmic axis: between the models {small} of {len(names)} angles are below {border:.1f} degrees, "
     "where SLERP gives way to LERP (dotted line), and "
-    f"{sum(angle > 90 for angle in angles_of(of_models))} are above 90. Right: between the task vectors the smallest is {smallest:.0f} degrees; most are a little "
-    "below 90 degrees (dotted line), and they shrink toward the output.",
+    f"{sum(angle > 90 for angle in angles_of(of_models))} are above 90. Right: between the task vectors the "
+    f"smallest is {smallest:.0f} degrees; most are a little below 90 degrees (dotted line), and they shrink "
+    "toward the output.",
 )
 
 # %% [markdown] name="angles-reading"
@@ -542,8 +543,8 @@ plots.show(
 # the merges nothing is certain: all intervals contain 0. The plain mean is a hard baseline, and it has no
 # scale to choose.
 #
-# Read the table once more before you celebrate. On its *own* domain each specialist is still the best, by
-# several points. Merging has bought breadth with depth.
+# Read the table once more before you celebrate. On its *own* domain each specialist is still the best, on
+# films by far. Merging has bought breadth with depth.
 
 # %% [markdown] name="library-text"
 # ## Beside mergekit
@@ -599,7 +600,7 @@ for method in theirs:
     print(f"{method:16} mergekit {1000 * its:6.1f} ms, ours {1000 * ours:6.1f} ms: "
           f"{its / ours:.1f} times as long")  # fmt: skip
 checks = measure.latency(lambda: states.check(*with_base[:2]), warmup=1, repeats=3).median
-print(f"of ours, the checks of two models take {1000 * checks:.1f} ms")
+print(f"our checks of two models take {1000 * checks:.1f} ms")
 print(measure.machine_card())
 
 # %% [markdown] name="library-reading"
