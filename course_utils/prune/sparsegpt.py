@@ -66,17 +66,18 @@ def _prune_block(block: Tensor, factor: Tensor, sparsity: Sparsity) -> Tensor:
     pattern = isinstance(sparsity, tuple)
     together = sparsity[1] if pattern else len(block)  # weights of so many columns are chosen together
     diagonal = factor.diagonal()
-    errors = torch.zeros_like(block)
+    errors = torch.empty_like(block)
     for start in range(0, len(block), together):
-        some = slice(start, start + together)
-        cost = (block[some] / diagonal[some, None]).square()
+        stop = min(start + together, len(block))
+        cost = (block[start:stop] / diagonal[start:stop, None]).square()
         mask = mask_of(cost.T, sparsity).T
-        for j in range(start, start + len(mask)):
-            kept = block[j] * mask[j - start]
-            errors[j] = (block[j] - kept) / diagonal[j]
-            # gptq.column_update, in place and for the columns to the right alone.
+        removed = ~mask / diagonal[start:stop, None]
+        for j in range(start, stop):
+            # gptq.column_update for a column that keeps some weights and loses the others: the error is the
+            # weight where it goes and 0 where it stays. In place, and for the columns to the right alone.
+            torch.mul(block[j], removed[j - start], out=errors[j])
             block[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
-            block[j] = kept
+        block[start:stop] *= mask
     return errors
 
 
