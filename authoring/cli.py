@@ -134,7 +134,7 @@ def list_lessons(context: typer.Context):
 
 @app.command()
 def fetch():
-    """Download and convert the embedded model and the texts, train the shared classifier; once."""
+    """Download and convert the embedded model and the texts, train the shared classifiers; once."""
     from course_utils import data, finetune, models
 
     models.prepare()
