@@ -1,7 +1,7 @@
 """GPTQ on the whole model over bits, groups, damping and the amount of calibration text. Takes long.
 
-Each row is kept as soon as it is measured (recorded/gptq_sweep.json), and rows that are there already are not
-measured again: the run can be interrupted. Lesson 04 draws its larger tables from the record.
+Each row is kept as soon as it is measured, and rows that the record holds already are not measured again: the
+run can be interrupted. Lesson 04 draws its larger tables from the record.
 """
 
 import gc
@@ -12,45 +12,50 @@ from course_utils.quantize.affine import Scheme
 
 TITLE = "GPTQ over bits, groups, damping and calibration text"
 HELDOUT_TOKENS, WINDOW = 2048, 512
-NAME = "gptq_sweep"
+NAME = "bench_gptq_sweep"
 
-# (method, bits, group, symmetric, order, static groups, damping, calibration tokens)
+# (method, bits, group, symmetric, order, static groups, damping, calibration tokens, which text)
 GPTQ, RTN = "GPTQ", "round to nearest"
 _GRIDS = [(4, 64, True), (4, None, True), (4, 32, True), (4, 64, False),
           (3, 64, True), (3, None, True), (3, 32, True), (3, 64, False)]
 RUNS = [
-    ("FP32", 32, None, True, "", False, 0.0, 0),
-    *((RTN, *grid, "", False, 0.0, 0) for grid in _GRIDS),
-    *((GPTQ, *grid, "activation", True, 0.2, 4096) for grid in _GRIDS),
-    # less text and more, the paper's damping, scales of the moved weights
-    (GPTQ, 4, 64, True, "activation", True, 0.2, 1024),
-    (GPTQ, 4, 64, True, "activation", True, 0.2, 16384),
-    (GPTQ, 4, 64, True, "activation", True, 0.01, 4096),
-    (GPTQ, 4, 64, True, "grouped", False, 0.2, 4096),
+    ("FP32", 32, None, True, "", False, 0.0, 0, 0),
+    *((RTN, *grid, "", False, 0.0, 0, 0) for grid in _GRIDS),
+    *((GPTQ, *grid, "activation", True, 0.2, 4096, 0) for grid in _GRIDS),
+    # less text and more, scales of the moved weights
+    (GPTQ, 4, 64, True, "activation", True, 0.2, 1024, 0),
+    (GPTQ, 4, 64, True, "activation", True, 0.2, 16384, 0),
+    (GPTQ, 4, 64, True, "grouped", False, 0.2, 4096, 0),
+    # the paper's damping; and the same on two other texts, to see what a difference means
+    (GPTQ, 4, 64, True, "activation", True, 0.01, 4096, 0),
+    *((GPTQ, 4, 64, True, "activation", True, damping, 4096, text)
+      for text in (1, 2) for damping in (0.2, 0.01)),
 ]
-KEYS = ("method", "bits", "group", "symmetric", "order", "static groups", "damping", "calibration tokens")
+KEYS = ("method", "bits", "group", "symmetric", "order", "static groups", "damping", "calibration tokens",
+        "calibration text")
 
 
 def bench() -> list[dict]:
     """All rows, measuring those that the record does not hold."""
     kept = records.load(NAME)
-    rows = list(kept["results"]) if kept else []
+    rows = list(kept["results"]["rows"]) if kept else []
     done = {tuple(row[key] for key in KEYS) for row in rows}
     for run in RUNS:
         if run not in done:
             rows.append(dict(zip(KEYS, run, strict=True)) | _measure(*run))
-            records.save(NAME, rows)
+            records.save(NAME, {"title": TITLE, "rows": rows})
             print(rows[-1], flush=True)
     return rows
 
 
-def _measure(method, bits, group, symmetric, order, static_groups, damping, tokens):
+def _measure(method, bits, group, symmetric, order, static_groups, damping, tokens, text):
     model, tokenizer = models.load_lm()
     heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT_TOKENS)
     if method == RTN:
         layerwise.round_to_nearest(model, Scheme(bits, group, symmetric))
     elif method == GPTQ:
-        calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", tokens), WINDOW)
+        calibration = data.wikipedia_tokens(tokenizer, "calibration", (text + 1) * tokens)[-tokens:]
+        calibration = data.windows(calibration, WINDOW)
         gptq.quantize_model(model, calibration, Scheme(bits, group, symmetric), order=order, damping=damping,
                             static_groups=static_groups)
     found = measure.perplexity(model, heldout, window=WINDOW)
