@@ -1,0 +1,79 @@
+"""Greedy decoding written out, and the perplexity of a text that is read through a cache."""
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from course_utils import measure
+
+
+@torch.no_grad()
+def greedy(model, ids, new_tokens, cache=None):
+    """Continue `ids` by the most likely token, new_tokens times.
+
+    ids         integer tensor [batch, n], n >= 1, no padding
+    new_tokens  tokens to write; an end-of-text token does not stop it, so the work is always the same
+    cache       a transformers Cache (possibly holding the first tokens of ids already); None: no cache at
+                all, each step reads the whole text again
+
+    Returns an integer tensor [batch, n + new_tokens]. Raises ValueError when `ids` has no new token.
+    """
+    _check_ids(ids)
+    for _ in range(new_tokens):
+        if cache is None:
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
+        else:
+            unread = ids[:, cache.get_seq_length() :]
+            if unread.shape[1] == 0:
+                raise ValueError("the cache already holds all tokens of ids: leave out at least the last")
+            logits = model(input_ids=unread, past_key_values=cache, logits_to_keep=1).logits
+        ids = torch.cat([ids, logits[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+    return ids
+
+
+@torch.no_grad()
+def read(model, ids, cache, chunk=1):
+    """Logits of every token when a text is read through a cache, `chunk` tokens a pass.
+
+    ids    integer tensor [batch, n], the part of the text that the cache does not hold yet
+    chunk  tokens in one pass. Within a pass a token sees the exact keys and values of its pass-mates, so a
+           cache that rounds or forgets shows its effect only between passes
+
+    Returns float logits [batch, n, vocabulary]. Raises ValueError for a chunk below 1.
+    """
+    _check_ids(ids)
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"chunk must be a whole number of at least 1, not {chunk!r}")
+    passes = [model(input_ids=part, past_key_values=cache).logits for part in ids.split(chunk, dim=1)]
+    return torch.cat(passes, dim=1)
+
+
+def cached_perplexity(model, tokens, make, window=512, chunk=32):
+    """Perplexity of a text, each window of which is read through a cache of its own.
+
+    model   a causal language model of transformers
+    tokens  integer tensor [n], token ids; an incomplete last window is left out
+    make    zero-argument callable that returns an empty cache
+    window  tokens a cache must hold, at least 2
+    chunk   tokens a pass, see `read`
+
+    Returns a measure.Perplexity: with an exact cache, the same number as measure.perplexity(model, tokens,
+    window) on whole windows. Raises ValueError when the text is shorter than a window.
+    """
+    if isinstance(window, bool) or not isinstance(window, int) or not 2 <= window <= len(tokens):
+        raise ValueError(f"window must be a whole number from 2 to {len(tokens)} (the text), not {window!r}")
+    device = next(model.parameters()).device
+    whole = tokens[: len(tokens) // window * window].view(-1, window).to(device)
+    total = 0.0
+    for row in tqdm(whole, desc="cached perplexity", unit="window", leave=False, delay=3):
+        logits = read(model, row[None], make(), chunk)[0, :-1]
+        total += F.cross_entropy(logits.float(), row[1:], reduction="sum").item()
+    scored = len(whole) * (window - 1)
+    value = torch.tensor(total / scored, dtype=torch.float64).exp().item()
+    return measure.Perplexity(value, total / scored, scored, window, window, str(device))
+
+
+def _check_ids(ids):
+    if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
+        shape = list(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise ValueError(f"ids must be an integer tensor [batch, n] with n >= 1, not {shape}")

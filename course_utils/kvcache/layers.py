@@ -1,0 +1,201 @@
+"""Three KV caches that are exact, as layers that plug into any transformers model.
+
+transformers asks a cache for little. Before a forward pass: how long the past is and how wide the attention
+mask must be (`get_seq_length`, `get_mask_sizes`). In each attention layer: `update(keys, values)` takes the
+keys and values of the new tokens, already rotated by their positions, and returns all that the queries may
+look at. A `Cache` is a list of such layers. Keys and values are [batch, key-value heads, tokens, head_dim].
+
+Interface: transformers 5.23, cache_utils.py, classes CacheLayerMixin and Cache.
+"""
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+def make_cache(config, layer, **arguments):
+    """A transformers Cache with one `layer(**arguments)` for each layer of the model.
+
+    config     the model's config: num_hidden_layers is read
+    layer      a class of this package: DynamicLayer, StaticLayer, SlidingWindowLayer, QuantizedLayer
+    arguments  what that class takes, such as max_tokens=512
+
+    Raises TypeError when `layer` is no cache layer; the class itself raises ValueError on bad arguments.
+    """
+    if not (isinstance(layer, type) and issubclass(layer, CacheLayerMixin)):
+        raise TypeError(f"layer must be a class such as DynamicLayer, not {layer!r}")
+    return Cache(layers=[layer(**arguments) for _ in range(config.num_hidden_layers)])
+
+
+class Layer(CacheLayerMixin):
+    """What our layers have in common: the tokens seen so far, and a check of what comes in."""
+
+    is_sliding = False
+    is_compileable = False  # transformers would then compile the model on a GPU
+    is_croppable = False  # used by assisted decoding, which takes rejected tokens back
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0  # tokens that went through this layer
+
+    def get_seq_length(self):
+        """Tokens seen: the position of the next one."""
+        return self.seen
+
+    def get_max_length(self):
+        """Most tokens the layer takes; -1 means no limit."""
+        return -1
+
+    def get_mask_sizes(self, query_length):
+        """(width of the mask, position of its first column) for a pass of query_length new tokens."""
+        return self.seen + query_length, 0
+
+    def lazy_initialization(self, key_states, value_states):
+        """Begin with no tokens, with the batch, heads, dtype and device of the first keys and values."""
+        self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
+        self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
+        self.is_initialized = True
+
+    def reset(self):
+        """Forget all tokens."""
+        self.keys = self.values = None
+        self.is_initialized, self.seen = False, 0
+
+    def _begin(self, key_states, value_states):
+        """Set up at the first update; afterwards refuse another batch size, which would mix up requests."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.keys.shape[0] != key_states.shape[0]:
+            raise ValueError(f"the cache holds a batch of {self.keys.shape[0]}, {key_states.shape[0]} came: "
+                             "make a new cache, or call reset()")  # fmt: skip
+
+
+class DynamicLayer(Layer):
+    """Grows with the text: new keys and values are appended by concatenation.
+
+    Holds exactly what is needed, but each step copies the whole past into a new tensor.
+    """
+
+    is_croppable = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Append the new tokens; return all keys and all values [batch, heads, seen, head_dim]."""
+        self._begin(key_states, value_states)
+        self.keys = torch.cat([self.keys, key_states], dim=2)
+        self.values = torch.cat([self.values, value_states], dim=2)
+        self.seen += key_states.shape[2]
+        return self.keys, self.values
+
+    def crop(self, tokens_to_remove):
+        """Forget the last tokens. As in transformers 5, their number comes as a negative int (or 0)."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop({tokens_to_remove}): give the tokens to remove as a negative number")
+        if self.is_initialized and tokens_to_remove:
+            self.seen = max(0, self.seen + tokens_to_remove)
+            self.keys = self.keys[:, :, : self.seen]
+            self.values = self.values[:, :, : self.seen]
+
+
+class StaticLayer(Layer):
+    """Preallocated: room for max_tokens is taken at the first update, new tokens are written in place.
+
+    Nothing is copied and no address changes, but the room is taken from the first token on. We return the
+    filled part only. transformers' own StaticCache returns all of it and masks the rest: every shape then
+    stays the same, which torch.compile and CUDA graphs need.
+    """
+
+    def __init__(self, max_tokens):
+        super().__init__()
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+            raise ValueError(f"max_tokens must be a whole number of at least 1, not {max_tokens!r}")
+        self.max_tokens = max_tokens
+
+    def get_max_length(self):
+        return self.max_tokens
+
+    def lazy_initialization(self, key_states, value_states):
+        """Take the memory: two tensors of zeros [batch, heads, max_tokens, head_dim]."""
+        self.keys = key_states.new_zeros(*key_states.shape[:2], self.max_tokens, key_states.shape[3])
+        self.values = value_states.new_zeros(*value_states.shape[:2], self.max_tokens, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Write the new tokens; return the filled part. ValueError when they do not fit."""
+        self._begin(key_states, value_states)
+        end = self.seen + key_states.shape[2]
+        if end > self.max_tokens:
+            raise ValueError(f"the static cache has room for {self.max_tokens} tokens, {end} are needed: "
+                             "make it with a larger max_tokens")  # fmt: skip
+        self.keys[:, :, self.seen : end] = key_states
+        self.values[:, :, self.seen : end] = value_states
+        self.seen = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def reset(self):
+        """Forget all tokens but keep the memory: that is the point of it."""
+        self.seen = 0
+
+
+class SlidingWindowLayer(Layer):
+    """Keeps the newest tokens, and the first few if asked: memory stops growing.
+
+    window  how many tokens a token looks at, itself included
+    sinks   how many of the first tokens are kept besides ("attention sinks", arXiv 2309.17453)
+
+    Fed token by token (or with a first prompt no longer than the window), it gives what a model without
+    cache gives under `window_mask`. When several tokens come in one pass, the earlier ones of them see a
+    little more than their window. With sinks, a batch of padded prompts is not supported: the mask of the
+    padding would fall on the wrong columns.
+    """
+
+    is_sliding = True
+
+    def __init__(self, window, sinks=0):
+        super().__init__()
+        _check_window(window, sinks)
+        self.window, self.sinks = window, sinks
+
+    def get_max_length(self):
+        return self.sinks + self.window
+
+    def get_mask_sizes(self, query_length):
+        kept = self._kept()
+        return kept + query_length, self.seen - kept
+
+    def _kept(self):
+        return min(self.seen, self.sinks + self.window - 1)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        """Return what is kept and the new tokens; then drop what the next token must not see."""
+        self._begin(key_states, value_states)
+        keys = torch.cat([self.keys, key_states], dim=2)
+        values = torch.cat([self.values, value_states], dim=2)
+        self.seen += key_states.shape[2]
+        self.keys, self.values = self._trim(keys), self._trim(values)
+        return keys, values
+
+    def _trim(self, states):
+        tokens = states.shape[2]
+        if tokens <= self._kept():
+            return states
+        recent = states[:, :, tokens - (self.window - 1) :]  # not -(window - 1): for window 1 that is all
+        return torch.cat([states[:, :, : self.sinks], recent], dim=2)  # a copy: a view would keep all alive
+
+
+def window_mask(tokens, window, sinks=0, dtype=torch.float32):
+    """The attention mask of a sliding window, for a model that runs without cache.
+
+    Returns a float tensor [1, 1, tokens, tokens] to be added to the attention scores: 0 where the query
+    (row) may see the key (column), the lowest number of `dtype` elsewhere. A token sees itself, the
+    window - 1 tokens before it, and the first `sinks` tokens. Raises ValueError on a bad window or sinks.
+    """
+    _check_window(window, sinks)
+    query, key = torch.arange(tokens)[:, None], torch.arange(tokens)[None, :]
+    visible = (key <= query) & ((query - key < window) | (key < sinks))
+    mask = torch.zeros(tokens, tokens, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+    return mask[None, None]
+
+
+def _check_window(window, sinks):
+    for name, value, low in (("window", window, 1), ("sinks", sinks, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")
