@@ -188,27 +188,29 @@ class BlockAllocator:
     @property
     def stored(self):
         """Tokens in these slots. Tokens in a shared block count once."""
-        return sum(self._filled().values())
+        return self.reserved - sum(self._empty_slots().values())
 
     def layout(self):
         """For a picture: 0 for each free slot, 1 for one reserved but empty, 2 for a stored token; a list."""
-        filled = self._filled()
-        slots = []
+        slots, empty_slots = [], self._empty_slots()
         for block, references in enumerate(self.references):
-            full = filled.get(block, 0)
-            slots += [2] * full + [1 if references else 0] * (self.block_size - full)
+            empty = empty_slots.get(block, 0) if references else self.block_size
+            slots += [2] * (self.block_size - empty) + [1 if references else 0] * empty
         return slots
 
     # ---- inside ----
 
-    def _filled(self):
-        """Tokens stored in each owned block: the most that any owner has put there."""
-        filled = {}
+    def _empty_slots(self):
+        """block -> slots in it that hold no token, for owned blocks that are not full.
+
+        Those stand at the end of a table. All that share a block have filled it alike: who goes on, copies.
+        """
+        empty = {}
         for sequence, table in self.tables.items():
-            for index, block in enumerate(table):
-                tokens = min(max(0, self.lengths[sequence] - index * self.block_size), self.block_size)
-                filled[block] = max(filled.get(block, 0), tokens)
-        return filled
+            length = self.lengths[sequence]
+            for index in range(length // self.block_size, len(table)):
+                empty[table[index]] = self.block_size - max(0, length - index * self.block_size)
+        return empty
 
     def _to_copy(self, sequence):
         """Index of the half-full last block in the table, if others share it. Full blocks are not written."""

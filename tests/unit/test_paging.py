@@ -109,10 +109,14 @@ class Paging(RuleBasedStateMachine):
 
     @invariant()
     def everybody_reads_their_own_tokens(self):
+        slots = set()
         for name, text in self.texts.items():
             assert self.allocator.lengths[name] == len(text)
             table = self.allocator.tables[name]
-            assert [self.memory[table[i // BLOCK_SIZE]][i % BLOCK_SIZE] for i in range(len(text))] == text
+            places = [(table[i // BLOCK_SIZE], i % BLOCK_SIZE) for i in range(len(text))]
+            assert [self.memory[block][offset] for block, offset in places] == text
+            slots |= set(places)
+        assert self.allocator.stored == len(slots)
 
     @invariant()
     def nothing_leaks(self):
