@@ -393,8 +393,9 @@ print(f"C9: {'false as printed' if wrong else 'not settled here'}. A callback se
 # ## Healing a language model
 #
 # The same loss mends a language model that lost layers. We take the three blocks out of SmolLM2 that turn the
-# stream least (block influence, lesson 07), and train only the blocks beside the gaps, on Wikipedia text. The
-# teacher is the whole model. In the student everything that is not trained shares the teacher's memory.
+# stream least (block influence, lesson 07), and train only the blocks that now follow a gap, on Wikipedia
+# text. The teacher is the whole model. In the student everything that is not trained shares the teacher's
+# memory.
 #
 # **Forward KL**, the loss from above, punishes a student that finds unlikely what the teacher finds likely.
 # **Reverse KL** exchanges the roles (MiniLLM): it punishes a student that says what the teacher would not.
@@ -408,7 +409,7 @@ text = data.wikipedia_tokens(tokenizer, "heldout", 1024)
 healing = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 4096), 128)
 gone = sorted(influences(teacher, healing[:4]).argsort(stable=True)[:3].tolist())
 kept = [i for i in range(teacher.config.num_hidden_layers) if i not in gone]
-edges = [i for i in kept if i - 1 in gone or i + 1 in gone]
+edges = [i for i in kept if i - 1 in gone]
 perplexity = {"whole model": measure.perplexity(teacher, text, window=256, batch_size=1)}
 student = distill.make_student(teacher, kept, train=edges)
 perplexity["three blocks fewer"] = measure.perplexity(student, text, window=256, batch_size=1)
