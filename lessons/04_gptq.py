@@ -439,6 +439,10 @@ if sweep:
               f"{(max(found) - min(found)) / mean:.1%}")
 
 # %% [markdown] name="tools-text"
+# The layers wanted 0.2, the whole model does not care much: two dampings differ about as much as two
+# calibration texts do. A setting that wins by less than that has not won. The error of single layers is a
+# good guide to big differences, and a poor one to small differences.
+#
 # ## The libraries people use
 #
 # Two libraries carry this method.
@@ -454,7 +458,8 @@ print(answer.values["versions"] if answer else answer)
 
 # %% [markdown] name="bench-text"
 # Side by side on the same windows of text, the same bits and the same group, in one run (`course bench
-# gptq`):
+# gptq`). Before you read a difference of one or two per cent as a victory, remember how much another
+# calibration text of the same size changes.
 
 # %% name="record-bench"
 bench = records.load("bench_gptq")
