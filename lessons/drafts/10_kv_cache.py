@@ -456,8 +456,8 @@ for ax, (label, memory) in zip(axes, {
 plots.show(
     fig,
     "The same memory of 16,384 slots after 300 steps, three times; blue holds a token, orange is reserved "
-    "but empty, white is free. With pieces of 2,048 slots most is orange. With pieces of the right size there "
-    "is orange and white between the blue. With blocks nearly everything is blue.",
+    "but empty, white is free. With pieces of 2,048 slots most is orange. With pieces of the right size "
+    "there is orange and white between the blue. With blocks nearly everything is blue.",
 )
 
 # %% [markdown] name="lookup-text"
