@@ -195,9 +195,9 @@ def loss(batch, model=classifier):
     return F.cross_entropy(model(**inputs).logits, labels, reduction="sum")
 
 
-scoring = list(batches(data.reviews("train")[:24]))
+scoring = list(batches(data.reviews("train")[:16]))
 by_gradient = structured.head_gradient(classifier, scoring, loss)
-by_ablation = structured.head_ablation(classifier, lambda: sum(loss(b).item() for b in scoring) / 24)
+by_ablation = structured.head_ablation(classifier, lambda: sum(loss(b).item() for b in scoring) / 16)
 
 
 def ranks(scores):
@@ -441,10 +441,10 @@ pruned = classifier = layout = loss = None  # free their memory
 measure.release_memory()
 model, tokenizer = models.load_lm(LM, device=DEVICE)
 articles = data.windows(data.wikipedia_tokens(tokenizer, "heldout", 2 * 1024), 1024)
-heldout = articles[:, :320].flatten()
+heldout = articles[:, :256].flatten()
 articles = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 4 * 1024), 1024)
 calibration = articles[:, :256]
-dense = measure.perplexity(model, heldout, window=320, batch_size=1)
+dense = measure.perplexity(model, heldout, window=256, batch_size=1)
 print(dense)
 shapes = [list(layer.weight.shape) for layer in structured.attentions(model)[0].layers]
 print(f"Q {shapes[0]}, K {shapes[1]}, V {shapes[2]}, O {shapes[3]}")
@@ -530,7 +530,7 @@ cuts = {
 
 def row():
     measure.release_memory()
-    config, quality = model.config, measure.perplexity(model, heldout, window=320, batch_size=1)
+    config, quality = model.config, measure.perplexity(model, heldout, window=256, batch_size=1)
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2
     return {"parameters (M)": round(model.num_parameters() / 1e6, 1),
             "KV cache (B a token, 16 bit)": cache, "perplexity": round(quality.value, 1)}  # fmt: skip
@@ -561,7 +561,7 @@ for name, stay in (("1 key-value head a block", of_groups), ("1 query head a gro
     gates = structured.gates_of(stay, [heads] * n)
     share = 1 - (torch.stack(gates) * query_scores).sum() / query_scores.sum()
     with structured.gated(outputs[:2], gates[:2]):
-        ratio = measure.perplexity(model, heldout, window=320, batch_size=1).value / dense.value
+        ratio = measure.perplexity(model, heldout, window=256, batch_size=1).value / dense.value
     print(f"without {name:25} {100 * share:.0f} % of the importance gone; "
           f"in two blocks only, perplexity {ratio:.2f} times")  # fmt: skip
 
@@ -573,19 +573,17 @@ for name, stay in (("1 key-value head a block", of_groups), ("1 query head a gro
 # neuron in eight leaves the most freedom, and costs least.
 #
 # Only the first cut makes the KV cache much smaller (three blocks less make it smaller by a tenth). And the
-# time? Each number below is the best of two rounds, in which all five models take turns.
+# time? Each number below is the best of a few passes.
 
 # %% name="same-size-time" timing=true
-def speeds_of(changes, rounds=2):
-    """For each change of the model: tokens a second of prefill and of decode, the best of all rounds."""
+def speeds_of(changes):
+    """For each change of the model: tokens a second of prefill and of decode, the best of a few."""
     best = {}
-    for _ in range(rounds):
-        for name, change in changes.items():
-            with structured.putting_back(model):
-                change()
-                now = measure.generation_speed(model, tokenizer, prompt_tokens=64, new_tokens=6, repeats=1)
-            rates = (64 / now.prefill.fastest, 1 / now.decode.fastest)
-            best[name] = tuple(map(max, best.get(name, rates), rates))
+    for name, change in changes.items():
+        with structured.putting_back(model):
+            change()
+            now = measure.generation_speed(model, tokenizer, prompt_tokens=64, new_tokens=8, repeats=2)
+        best[name] = (64 / now.prefill.fastest, 1 / now.decode.fastest)
     return best
 
 
@@ -607,16 +605,17 @@ removed, perplexities, answers = list(range(11)), [], {}
 for count in removed:
     with structured.putting_back(model):
         blocks.remove_blocks(model, order[:count])
-        perplexities.append(measure.perplexity(model, heldout, window=320, batch_size=1).value)
+        perplexities.append(measure.perplexity(model, heldout, window=256, batch_size=1).value)
         if count in (0, 1, 3):
             answers[count] = models.ask(model, tokenizer, "What is the capital of France?", max_new_tokens=10)
 print("blocks removed ", " ".join(f"{n:7d}" for n in removed))
 print("perplexity     ", " ".join(f"{p:7.1f}" if p < 1000 else "  >1000" for p in perplexities))
 
 # %% name="layers-time" timing=true
-rates = speeds_of({n: lambda n=n: blocks.remove_blocks(model, order[:n]) for n in removed})
-prefill, decode = ([rates[n][which] / rates[0][which] for n in removed] for which in (0, 1))
-print("blocks removed ", " ".join(f"{n:6d}" for n in removed))
+timed = removed[::2]
+rates = speeds_of({n: lambda n=n: blocks.remove_blocks(model, order[:n]) for n in timed})
+prefill, decode = ([rates[n][which] / rates[0][which] for n in timed] for which in (0, 1))
+print("blocks removed ", " ".join(f"{n:6d}" for n in timed))
 print("prefill, times ", " ".join(f"{r:6.2f}" for r in prefill))
 print("decode, times  ", " ".join(f"{r:6.2f}" for r in decode))
 print(f"the whole model: prefill {rates[0][0]:.0f} tokens/s (64 at once), decode {rates[0][1]:.1f} tokens/s")
@@ -637,15 +636,15 @@ depth = len(model.model.layers)
 fewer = [depth / (depth - n) for n in removed]
 right_axis.plot(removed, bound, "--", color="#777777", label="parameters, before / after")
 right_axis.plot(removed, fewer, ":", color="#777777", label="blocks, before / after")
-right_axis.plot(removed, decode, "o-", color=plots.PALETTE["blue"], label="decode")
-right_axis.plot(removed, prefill, "s-", color=plots.PALETTE["orange"], label="prefill")
+right_axis.plot(timed, decode, "o-", color=plots.PALETTE["blue"], label="decode")
+right_axis.plot(timed, prefill, "s-", color=plots.PALETTE["orange"], label="prefill")
 right_axis.set(xlabel="blocks removed", ylabel="times the whole model's speed", title="What it saves")
 right_axis.legend(fontsize=9)
 plots.show(
     fig,
     f"Left: perplexity over blocks removed, logarithmic, from {perplexities[0]:.0f} with all blocks to "
     f"{perplexities[3]:.0f} without 3 and {perplexities[10]:,.0f} without 10. Right: speed as a multiple of "
-    f"the whole model's, without 10 blocks {decode[10]:.2f} in decode and {prefill[10]:.2f} in prefill, "
+    f"the whole model's, without 10 blocks {decode[-1]:.2f} in decode and {prefill[-1]:.2f} in prefill, "
     f"beside a dashed line for the number of parameters that ends at {bound[10]:.2f} and a dotted one for "
     f"the number of blocks that ends at {fewer[10]:.2f}.",
 )
