@@ -12,6 +12,7 @@ from course_utils.kvcache.layers import DynamicLayer, SlidingWindowLayer, Static
 from course_utils.kvcache.quantized import QuantizedLayer
 
 VOCABULARY = 64
+unrun = pytest.mark.skip(reason="written, but not run yet: remove the mark and run it")
 
 
 def tiny_llama(kv_heads=2, implementation="sdpa"):
@@ -129,6 +130,7 @@ def test_sliding_window_is_the_windowed_model(window, sinks, implementation):
     assert sizes.stored_bytes(cache) == kept * per_token  # no view that keeps the dropped tokens alive
 
 
+@unrun
 def test_a_window_shorter_than_the_text_does_change_the_result(model):
     ids = tokens()
     with torch.no_grad():
@@ -139,6 +141,7 @@ def test_a_window_shorter_than_the_text_does_change_the_result(model):
 
 # ---- bytes -------------------------------------------------------------------------------------------------
 
+@unrun
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_a_token_are_those_of_the_tensors(kv_heads, dtype):
@@ -151,6 +154,7 @@ def test_bytes_a_token_are_those_of_the_tensors(kv_heads, dtype):
     assert sizes.bytes_per_token(model.config, dtype) == costs.kv_bytes_per_token(model.config, bits)
 
 
+@unrun
 def test_bytes_of_known_models():
     smollm = LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
     assert sizes.bytes_per_token(smollm) == 23_040
@@ -161,6 +165,7 @@ def test_bytes_of_known_models():
     assert sizes.bytes_per_token(llama70b) == 320 * 1024
 
 
+@unrun
 def test_a_static_cache_takes_its_memory_at_once_and_keeps_it(model):
     ours = make_cache(model.config, StaticLayer, max_tokens=40)
     theirs = StaticCache(config=model.config, max_cache_len=40)
@@ -176,6 +181,7 @@ def test_a_static_cache_takes_its_memory_at_once_and_keeps_it(model):
 
 # ---- quantized ---------------------------------------------------------------------------------------------
 
+@unrun
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([2, 4, 8]), st.sampled_from([-1, -2]), st.floats(1e-3, 1e3),
        st.floats(-50, 50))
@@ -189,6 +195,7 @@ def test_rounding_errs_by_half_a_step(seed, bits, dim, size, offset):
     assert rounded.codes.numel() == x.numel() * bits // 8
 
 
+@unrun
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([2, 4, 8]))
 def test_packing_is_lossless(seed, bits):
@@ -197,11 +204,13 @@ def test_packing_is_lossless(seed, bits):
     assert packed.shape[-1] == 16 * bits // 8 and torch.equal(quantized.unpack(packed, bits), codes)
 
 
+@unrun
 def test_constant_numbers_come_back_exactly():
     x = torch.full((1, 1, 2, 8), 3.5)
     assert torch.equal(quantized.restore(quantized.round_to_bits(x, 2, -1), torch.float32), x)
 
 
+@unrun
 def test_a_channel_far_from_zero_keeps_its_levels():
     """A grid that must contain 0 would have a step of 10 / 15 here."""
     x = torch.linspace(8, 10, 32).view(1, 1, 32, 1).repeat(1, 1, 1, 2)
@@ -209,6 +218,7 @@ def test_a_channel_far_from_zero_keeps_its_levels():
     assert error <= 2 / 15 / 2 + 1e-2
 
 
+@unrun
 def test_more_bits_come_closer_to_the_exact_logits(model):
     ids = tokens()
     with torch.no_grad():
@@ -222,6 +232,7 @@ def test_more_bits_come_closer_to_the_exact_logits(model):
     assert errors[2] < 0.01 * expected.std()
 
 
+@unrun
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.sampled_from([1, 3, 4]), st.integers(0, 6),
        st.sampled_from(["channel", "token"]), st.sampled_from([2, 8]))
@@ -244,6 +255,7 @@ def test_quantized_layer_keeps_the_recent_window(passes, group, recent, by, bits
     assert min(seen, recent) <= layer.keys.shape[2] < recent + group
 
 
+@unrun
 def test_rounded_tokens_are_never_rounded_again():
     layer = QuantizedLayer(bits=2, group=2, recent=0)
     generator = torch.Generator().manual_seed(0)
@@ -253,6 +265,7 @@ def test_rounded_tokens_are_never_rounded_again():
     assert torch.equal(after[:, :, :2], before[:, :, :2])
 
 
+@unrun
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_bits_per_number_are_those_stored(bits):
     layer = QuantizedLayer(bits=bits, group=32, recent=0)
@@ -261,6 +274,7 @@ def test_bits_per_number_are_those_stored(bits):
     assert stored * 8 / (2 * 3 * 64 * 16) == quantized.bits_per_number(bits, 32, 16)
 
 
+@unrun
 def test_beams_reorder_what_is_rounded():
     layer = QuantizedLayer(bits=8, group=2, recent=1)
     states = torch.randn(2, 3, 2, 5, 8)
@@ -272,6 +286,7 @@ def test_beams_reorder_what_is_rounded():
 
 # ---- prefix reuse ------------------------------------------------------------------------------------------
 
+@unrun
 def test_prefix_reuse_is_exact_and_reads_only_the_rest(model):
     store = prefix.PrefixStore(model.config)
     first, second = tokens(n=20)[0], tokens(n=20)[0].clone()
@@ -289,6 +304,7 @@ def test_prefix_reuse_is_exact_and_reads_only_the_rest(model):
     assert store.start([(int(first[0]) + 1) % VOCABULARY, 2, 3])[1] == 0
 
 
+@unrun
 def test_a_full_store_forgets_what_was_unused_for_longest(model):
     store = prefix.PrefixStore(model.config, max_tokens=10)
     prompts = [[i, 1, 2, 3, 4] for i in range(3)]
@@ -305,6 +321,7 @@ def test_a_full_store_forgets_what_was_unused_for_longest(model):
 
 # ---- what is refused ---------------------------------------------------------------------------------------
 
+@unrun
 def test_bad_input_is_refused_in_one_line(model):
     ids, config = tokens(), model.config
     full = make_cache(config, StaticLayer, max_tokens=10)

@@ -1,0 +1,287 @@
+# Not run yet: rename to test_10.py, together with course_utils/exercises/draft_10.py, and run.
+"""Lesson 10: wrong answers are rejected for the right reason, right answers written otherwise pass."""
+
+import torch
+
+from course_utils.kvcache.blocks import OutOfBlocks
+
+# --- bytes_per_token ----------------------------------------------------------------------------------------
+
+
+def _bytes(config, dtype=torch.bfloat16, heads="num_key_value_heads", parts=2, layers=True, width=None):
+    one = getattr(config, heads) * (width or config.head_dim) * dtype.itemsize * parts
+    return one * config.num_hidden_layers if layers else one
+
+
+def _bytes_by_elements(config, dtype=torch.bfloat16):
+    key = torch.empty(config.num_key_value_heads, config.head_dim, dtype=dtype)
+    return sum(2 * key.element_size() * key.numel() for _ in range(config.num_hidden_layers))
+
+
+def _bytes_by_width(config, dtype=torch.bfloat16):
+    width = config.num_key_value_heads * config.head_dim
+    keys = values = config.num_hidden_layers * width * (torch.empty(0, dtype=dtype).element_size())
+    return keys + values
+
+
+# --- lookup -------------------------------------------------------------------------------------------------
+
+
+def _lookup_by_loops(tables, positions, block_size):
+    ids, offsets = torch.empty_like(positions), torch.empty_like(positions)
+    for b in range(positions.shape[0]):
+        for i in range(positions.shape[1]):
+            quotient, remainder = divmod(int(positions[b, i]), block_size)
+            ids[b, i], offsets[b, i] = tables[b, quotient], remainder
+    return ids, offsets
+
+
+def _lookup_by_rows(tables, positions, block_size):
+    rows = torch.arange(len(tables)).unsqueeze(1)
+    index = torch.div(positions, block_size, rounding_mode="floor")
+    return [tables[rows, index], positions - index * block_size]
+
+
+# --- append -------------------------------------------------------------------------------------------------
+
+
+def _append_by_loops(pool, tables, lengths, new, shift=0):
+    for b in range(new.shape[0]):
+        for i in range(new.shape[2]):
+            position = int(lengths[b]) + i + shift
+            pool[tables[b, position // pool.shape[1]], position % pool.shape[1]] = new[b, :, i]
+
+
+def _append_by_sequence(pool, tables, lengths, new):
+    size = pool.shape[1]
+    for table, length, states in zip(tables, lengths.tolist(), new, strict=True):
+        places = torch.arange(length, length + states.shape[1])
+        pool.index_put_((table[places // size], places % size), states.permute(1, 0, 2))
+    return pool
+
+
+def _append_to_copy(pool, tables, lengths, new):
+    pool = pool.clone()
+    _append_by_loops(pool, tables, lengths, new)
+    return pool
+
+
+def _append_from_start(pool, tables, lengths, new):
+    _append_by_loops(pool, tables, torch.zeros_like(lengths), new)
+
+
+def _append_past_end(pool, tables, lengths, new):
+    places = lengths[:, None] + 1 + torch.arange(new.shape[2])
+    ids = tables.gather(1, (places // pool.shape[1]).clamp(max=tables.shape[1] - 1))
+    pool[ids, places % pool.shape[1]] = new.transpose(1, 2)
+
+
+def _append_without_table(pool, tables, lengths, new):
+    places = lengths[:, None] + torch.arange(new.shape[2])
+    pool[places // pool.shape[1], places % pool.shape[1]] = new.transpose(1, 2)
+
+
+def _append_at_one_place(pool, tables, lengths, new):
+    for i in range(new.shape[2]):
+        _append_by_loops(pool, tables, lengths, new[:, :, i : i + 1])
+
+
+def _append_flat(pool, tables, lengths, new):
+    places = lengths[:, None] + torch.arange(new.shape[2])
+    slots = tables.gather(1, places // pool.shape[1]) * pool.shape[1] + places % pool.shape[1]
+    pool.reshape(-1, *pool.shape[2:])[slots] = new.transpose(1, 2)
+
+
+# --- gather -------------------------------------------------------------------------------------------------
+
+
+def _gather_by_loops(pool, tables, tokens):
+    size = pool.shape[1]
+    texts = [torch.stack([pool[table[i // size], i % size] for i in range(tokens)]) for table in tables]
+    return torch.stack(texts).permute(0, 2, 1, 3)
+
+
+def _gather_by_select(pool, tables, tokens):
+    out = []
+    for table in tables:
+        whole = torch.cat([pool[block] for block in table.tolist()])
+        out.append(whole[:tokens].movedim(1, 0))
+    return torch.stack(out)
+
+
+def _in_order(pool, tables, tokens):
+    whole = pool[: tables.shape[1]].reshape(-1, *pool.shape[2:])[:tokens].transpose(0, 1)
+    return torch.stack([whole] * len(tables))
+
+
+# --- copy_on_write ------------------------------------------------------------------------------------------
+
+
+def _copy_plainly(table, index, references, free):
+    block = table[index]
+    if references[block] > 1:
+        if len(free) == 0:
+            raise OutOfBlocks("the pool is full")
+        table[index] = fresh = free.pop()
+        references[fresh] = 1
+        references[block] = references[block] - 1
+        return (block, fresh)
+
+
+def _copy_by_slices(table, index, references, free):
+    shared = table[index]
+    if references[shared] < 2:
+        return None
+    try:
+        mine = free[-1]
+    except IndexError:
+        raise OutOfBlocks("full") from None
+    del free[-1]
+    references[shared], references[mine] = references[shared] - 1, references[mine] + 1
+    table[index : index + 1] = [mine]
+    return [shared, mine]
+
+
+def _spoiled(spoil):
+    """A right copy, after which something is put wrong."""
+    def copy(table, index, references, free):
+        pair = _copy_plainly(table, index, references, free)
+        if pair:
+            spoil(table, index, references, free, *pair)
+        return pair
+    return copy
+
+
+def _keep_count(table, index, references, free, old, new):
+    references[old] += 1
+
+
+def _release(table, index, references, free, old, new):
+    free.append(old)
+
+
+def _uncounted(table, index, references, free, old, new):
+    references[new] = 0
+
+
+def _stay(table, index, references, free, old, new):
+    table[index] = old
+
+
+def _still_free(table, index, references, free, old, new):
+    free.append(new)
+
+
+def _always_copy(table, index, references, free):
+    if not free:
+        raise OutOfBlocks("full")
+    old, new = table[index], free.pop()
+    references[old] -= 1
+    references[new] = 1
+    table[index] = new
+    return old, new
+
+
+def _turned(table, index, references, free):
+    pair = _copy_plainly(table, index, references, free)
+    return pair and pair[::-1]
+
+
+def _first_free(table, index, references, free):
+    free.reverse()
+    pair = _copy_plainly(table, index, references, free)
+    free.reverse()
+    return pair
+
+
+def _pop_anyway(table, index, references, free):
+    """No look at the list: IndexError instead of OutOfBlocks."""
+    if references[table[index]] == 1:
+        return None
+    old, new = table[index], free.pop()
+    references[old], references[new], table[index] = references[old] - 1, 1, new
+    return old, new
+
+
+WRONG = {
+    "predict_context_megabytes": [
+        (94.4, "keys and values are kept"),
+        (566, "query heads"),
+        (377, "FP32"),
+        (6.3, "one layer"),
+        (1, "too low"),
+    ],
+    "bytes_per_token": [
+        (lambda c, dtype=torch.bfloat16: _bytes(c, dtype, parts=1), "a key and a value"),
+        (lambda c, dtype=torch.bfloat16: _bytes(c, dtype, heads="num_attention_heads"), "query heads"),
+        (lambda c, dtype=torch.bfloat16: 2 * c.hidden_size * c.num_hidden_layers * dtype.itemsize,
+         "hidden size taken"),
+        (lambda c, dtype=torch.bfloat16: _bytes(c, dtype, layers=False), "one layer only"),
+        (lambda c, dtype=torch.bfloat16: _bytes(c, dtype) * 8, "bits"),
+        (lambda c, dtype=torch.bfloat16: _bytes(c), "whatever the dtype"),
+        (lambda c, dtype=torch.bfloat16: _bytes(c, torch.int8), "numbers, not bytes"),
+        (lambda c, dtype=torch.bfloat16: _bytes(c, dtype) // c.num_key_value_heads, "one head only"),
+        (lambda c, dtype=torch.bfloat16: None, "is a `return` missing"),
+    ],
+    "predict_bits": [
+        (4, "codes alone"),
+        (4.375, "minimum forgotten"),
+        (5.5, "both overheads"),
+        (5.0, "right for the keys"),
+        (4.5, "right for the values"),
+    ],
+    "predict_empty_share": [
+        (0.0476, "worst case"),
+        (0.5, "many blocks before"),
+        (2.4, "per cent"),
+        (0, "rarely full"),
+    ],
+    "lookup": [
+        (lambda t, p, s: (p // s, p % s), "number of the block in the table"),
+        (lambda t, p, s: (t.gather(1, p % s), p // s), "exchanged"),
+        (lambda t, p, s: (t[0, p // s], p % s), "first sequence"),
+        (lambda t, p, s: (t.gather(1, p // s), p), "position in the text"),
+        (lambda t, p, s: t.gather(1, p // s) * s + p % s, "one number for both"),
+        (lambda t, p, s: (t.gather(1, (1 + p).div(s, rounding_mode="floor").clamp(max=t.shape[1] - 1)),
+                          (1 + p) % s), "counted from 1"),
+    ],
+    "append": [
+        (_append_to_copy, "not into a copy"),
+        (_append_from_start, "at the beginning"),
+        (_append_past_end, "one place too far"),
+        (_append_without_table, "block 0, 1, 2"),
+        (_append_at_one_place, "all new tokens at one place"),
+        (_append_flat, "strided pool was not changed"),
+    ],
+    "gather": [
+        (_in_order, "first blocks of the pool"),
+        (lambda p, t, n: _gather_by_loops(p, torch.sort(t, dim=1)[0], n), "sorted"),
+        (lambda p, t, n: _gather_by_loops(p, t, n).transpose(1, 2), "tokens before heads"),
+        (lambda p, t, n: p[t].flatten(1, 2)[:, :n].reshape(len(t), p.shape[2], n, -1), "renamed instead"),
+        (lambda p, t, n: _gather_by_select(p, t, 10**6), "whole blocks"),
+        (lambda p, t, n: p[t].flatten(1, 2).transpose(1, 2)[:, :, -n:], "last places"),
+    ],
+    "copy_on_write": [
+        (lambda table, index, references, free: None, "no copy is ever made"),
+        (_always_copy, "nobody else uses"),
+        (_spoiled(_keep_count), "was not lowered"),
+        (_spoiled(_release), "Others still read"),
+        (_spoiled(_uncounted), "was not counted"),
+        (_spoiled(_stay), "still names the old"),
+        (_spoiled(_still_free), "among the free ones. The next"),
+        (_turned, "turned round"),
+        (_first_free, "first free block"),
+        (_pop_anyway, "OutOfBlocks raised"),
+    ],
+}
+
+RIGHT = {
+    "predict_context_megabytes": [188.7, 8192 * 23040 / 1e6],
+    "bytes_per_token": [_bytes_by_elements, _bytes_by_width],
+    "predict_bits": [4.75, 4 + (1 + 0.5) / 2],
+    "predict_empty_share": [7.5 / 307.5, 8 / 308],
+    "lookup": [_lookup_by_loops, _lookup_by_rows],
+    "append": [_append_by_loops, _append_by_sequence],
+    "gather": [_gather_by_loops, _gather_by_select],
+    "copy_on_write": [_copy_plainly, _copy_by_slices],
+}
