@@ -406,25 +406,27 @@ soft = hard = formula = parts = inputs = None
 measure.release_memory()
 teacher, tokenizer = models.load_lm(LM, device=DEVICE)
 text = data.wikipedia_tokens(tokenizer, "heldout", 1024)
-healing = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 4096), 128)
-gone = sorted(influences(teacher, healing[:4]).argsort(stable=True)[:3].tolist())
+calibration = data.wikipedia_tokens(tokenizer, "calibration", 4096)
+healing = data.windows(calibration, 64)
+gone = sorted(influences(teacher, data.windows(calibration[:512], 128)).argsort(stable=True)[:3].tolist())
 kept = [i for i in range(teacher.config.num_hidden_layers) if i not in gone]
 edges = [i for i in kept if i - 1 in gone]
-perplexity = {"whole model": measure.perplexity(teacher, text, window=256, batch_size=1)}
+perplexity = {"whole model": measure.perplexity(teacher, text, window=128, batch_size=1)}
 student = distill.make_student(teacher, kept, train=edges)
-perplexity["three blocks fewer"] = measure.perplexity(student, text, window=256, batch_size=1)
+perplexity["three blocks fewer"] = measure.perplexity(student, text, window=128, batch_size=1)
 print(f"blocks {gone} are gone, blocks {edges} will be trained")
 for name, value in perplexity.items():
     print(f"{name:20} {value}")
 
 # %% name="lm-heal" tolerance=0.05 atol=6
-LM_STEPS, curves = 24, {}
+LM_STEPS, curves = 36, {}
 for name, divergence in (("forward KL", distill.kd_loss), ("reverse KL", distill.reverse_kl)):
     student = None  # make room
     measure.release_memory()
     student = distill.make_student(teacher, kept, train=edges)  # the same start for both
     run = distill.heal(student, teacher, healing, steps=LM_STEPS, lr=5e-4, divergence=divergence)
-    perplexity[name] = measure.perplexity(student, text, window=256, batch_size=1)
+    measure.release_memory()
+    perplexity[name] = measure.perplexity(student, text, window=128, batch_size=1)
     curves[name] = run.smoothed(4)
     print(f"{name}: loss {curves[name][3]:.2f} -> {curves[name][-1]:.2f} nats a token in {LM_STEPS} steps; "
           f"perplexity {perplexity[name].value:.1f}")
