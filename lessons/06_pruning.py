@@ -464,7 +464,7 @@ for n in xs:
     print(f"   faster than dense from {starts[n]:.0%} on" if starts[n] else "   never faster than dense here")
 print(measure.machine_card())
 
-# %% name="plot-time"
+# %% name="plot-time" timing=true
 fig, ax = plt.subplots(figsize=(7.5, 3.6))
 for n, color in ((1, "blue"), (64, "vermilion")):
     ax.semilogy([100 * s for s in shares], csr_ratio[n], "o-", color=plots.PALETTE[color],
@@ -576,11 +576,11 @@ classifier.eval()
 zeros = unstructured.share_of_zeros(classifier)
 print(f"zeros after training: {zeros:.2%}")
 
-# %% name="retrained" tolerance=0.05
+# %% name="retrained" atol=12
 accuracy["trained on"] = finetune.evaluate(classifier, classifier_tokenizer, reviews)
 measure.table(accuracy)
 
-# %% name="retrain-reading" tolerance=0.3
+# %% name="retrain-reading" atol=20
 fell = accuracy["dense"].value - accuracy["pruned"].value
 won = accuracy["trained on"].value - accuracy["pruned"].value
 print(f"{SPARSITY:.0%} zeros cost {100 * fell:.1f} points of accuracy; {STEPS} steps of training win "
