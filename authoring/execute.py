@@ -20,12 +20,14 @@ class Execution:
     """An executed notebook.
 
     `error` is None, or "cell 'name': ValueError: ..."; `traceback` the kernel's text of it. `peak_bytes` is
-    the resident memory of the kernel and its child processes together, at its highest.
+    the resident memory of the kernel and its child processes together, at its highest; `peak_cell` the id
+    of the cell that ran then.
     """
 
     notebook: object
     seconds: float
     peak_bytes: int
+    peak_cell: str
     error: str | None
     traceback: str
 
@@ -68,7 +70,7 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
     """
     seen, error, traceback = {}, None, ""
     started = time.monotonic()
-    with PeakMemory() as memory, _environment(offline):
+    with PeakMemory(seen) as memory, _environment(offline):
         try:
             papermill.execute_notebook(
                 notebook,
@@ -97,16 +99,22 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
     node.cells = [c for c in node.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
     if error:
         error = f"cell {seen.get('cell')!r}: {error}"
-    return Execution(node, seconds, memory.peak, error, traceback)
+    return Execution(node, seconds, memory.peak, memory.cell, error, traceback)
 
 
 class PeakMemory:
-    """Highest resident memory, in bytes, of all child processes while the block runs: of the kernel here."""
+    """Highest resident memory, in bytes, of the child processes that start in the block: of the kernel here.
+
+    `seen["cell"]` names the cell that runs; `cell` is the one during which the peak was reached.
+    """
 
     interval = 0.1  # seconds
 
+    def __init__(self, seen):
+        self.peak, self.cell, self._seen = 0, "", seen
+
     def __enter__(self):
-        self.peak = 0
+        self._others = {process.pid for process in psutil.Process().children(recursive=True)}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -118,12 +126,15 @@ class PeakMemory:
 
     def _watch(self):
         while not self._stop.wait(self.interval):
-            total = 0
+            total = highest = 0
             for process in psutil.Process().children(recursive=True):
+                if process.pid in self._others:
+                    continue
                 with contextlib.suppress(psutil.Error, OSError, ValueError):
                     total += process.memory_info().rss
-                    self.peak = max(self.peak, _high_water(process.pid))
-            self.peak = max(self.peak, total)
+                    highest = max(highest, _high_water(process.pid))
+            if max(total, highest) > self.peak:
+                self.peak, self.cell = max(total, highest), self._seen.get("cell", "")
 
 
 def _high_water(pid) -> int:

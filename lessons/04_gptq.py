@@ -230,8 +230,8 @@ print(f"GPTQ, all {len(layer)} rows: {seconds:.2f} s. OBQ would take {per_row['n
 # - **Groups.** With group 64 a scale serves 64 neighbours. When is it chosen? By the time a group's turn
 #   comes, its weights have been moved by all columns before it. The paper takes the scale from the weights
 #   *as they are now*. The other way, **static groups**, takes all scales from the original weights, before
-#   anything moves. (A scale from a copy that misses only the latest updates is neither, and raises no error.
-#   It happens in code that works through 128 columns at a time, to every second group of 64.)
+#   anything moves. (A scale from a copy that misses only the latest updates is neither. It comes from code
+#   that works through 128 columns at a time, GPTQModel's for one, and meets every second group of 64.)
 # - **Order.** Columns that come first have many others to make up for them. So it pays to round the
 #   columns with the largest inputs first: **act-order**. It scatters a group's columns over the matrix,
 #   and the file needs a table, `g_idx`, of who belongs where. The "grouped" order only moves whole groups and
@@ -485,8 +485,7 @@ if bench:
                   f"{row['cpu seconds'] / theirs['cpu seconds']:.2f} times the CPU time.")
     if "AutoGPTQ" in by_name:
         against = by_name["AutoGPTQ"]["perplexity"] / by_name["round to nearest"]["perplexity"] - 1
-        print(f"AutoGPTQ with its default damping of 0.01: {against:+.1%} against round to nearest. "
-              f"{'It overfits, as down_proj did above.' if against > 0 else ''}")
+        print(f"AutoGPTQ with its defaults (damping 0.01): {against:+.1%} against round to nearest.")
 
 # %% [markdown] name="format-text"
 # ## A file that others read
@@ -567,7 +566,7 @@ if loaded:
 # - What counts is the output. The Hessian $2X^TX/n$ holds all that the text says about it.
 # - Round a column, move the columns to come: one row of a Cholesky factor says how.
 # - Take a group's scale from the weights as they are when its turn comes, or from the original ones (static
-#   groups): both work, a mixture is a bug.
+#   groups). Know which one a tool takes before you compare it with another.
 # - Many inputs need much text or more damping. The error on the calibration text says nothing about that.
 # - A checkpoint is packed integers, scales, zero points (by one of two conventions) and group numbers.
 #

@@ -29,6 +29,29 @@ def load(name: str):
     return module
 
 
+def resume(name: str, title: str, runs: dict, measure) -> list[dict]:
+    """The rows of a bench that takes long: those that its record holds are not measured again.
+
+    name   of the record, "bench_..."
+    runs   {arguments of measure: what names the row}, a tuple and a dict, in the order of the table
+    measure  called as measure(*arguments), returns the rest of the row
+
+    Each new row is kept at once, so the run can be interrupted.
+    """
+    from course_utils import records
+
+    kept = records.load(name)
+    known = kept["results"]["rows"] if kept else []
+    rows = {run: next((row for row in known if keys.items() <= row.items()), None)
+            for run, keys in runs.items()}
+    for run, keys in runs.items():
+        if rows[run] is None:
+            rows[run] = keys | measure(*run)
+            records.save(name, {"title": title, "rows": [row for row in rows.values() if row]})
+            print(rows[run], flush=True)
+    return list(rows.values())
+
+
 def with_ratio(rows: list[dict], column: str | None) -> list[dict]:
     """Rows with a column "ratio": `column` divided by its value in the first row."""
     if not column or not rows:

@@ -24,6 +24,7 @@ RATIO_OF = "cpu seconds"
 SCHEME = Scheme(bits=4, group=64)
 CALIBRATION_TOKENS, HELDOUT_TOKENS, WINDOW = 8192, 8192, 512
 DAMPING = 0.05  # GPTQModel's default, for both
+NEAREST, FP32 = "round to nearest", "FP32"
 
 
 def bench() -> list[dict]:
@@ -37,8 +38,8 @@ def bench() -> list[dict]:
         "GPTQModel, act-order, static groups": lambda: _gptqmodel(calibration, static_groups=True),
         "ours, grouped order": lambda: _ours(calibration, order="grouped"),
         "ours, act-order, static groups": lambda: _ours(calibration, order="activation", static_groups=True),
-        "round to nearest": _nearest,
-        "FP32": lambda: _timed(lambda: models.load_lm()[0], lambda model: None),
+        NEAREST: _nearest,
+        FP32: lambda: _timed(lambda: models.load_lm()[0], lambda model: None),
     }
     rows, theirs = [], None
     for name, method in methods.items():
@@ -52,7 +53,8 @@ def bench() -> list[dict]:
             "method": name, "perplexity": math.exp(nll), "nll": nll,
             "nll above the first row": more.mean().item(),
             "its standard error": more.std().item() / len(more) ** 0.5, "wall seconds": wall,
-            "cpu seconds": cpu, "peak MB": peak, "calibration tokens": calibration.numel(),
+            "cpu seconds": cpu, "peak MB": peak,
+            "calibration tokens": 0 if name in (NEAREST, FP32) else calibration.numel(),
             "tokens scored": sum(piece.tokens for piece in scored), "window": WINDOW,
             "threads": torch.get_num_threads(),
         })

@@ -6,7 +6,8 @@ run can be interrupted. Lesson 04 draws its larger tables from the record.
 
 import gc
 
-from course_utils import data, measure, models, records
+from authoring.bench import resume
+from course_utils import data, measure, models
 from course_utils.quantize import gptq, layerwise
 from course_utils.quantize.affine import Scheme
 
@@ -37,15 +38,7 @@ KEYS = ("method", "bits", "group", "symmetric", "order", "static groups", "dampi
 
 def bench() -> list[dict]:
     """All rows, measuring those that the record does not hold."""
-    kept = records.load(NAME)
-    rows = list(kept["results"]["rows"]) if kept else []
-    done = {tuple(row[key] for key in KEYS) for row in rows}
-    for run in RUNS:
-        if run not in done:
-            rows.append(dict(zip(KEYS, run, strict=True)) | _measure(*run))
-            records.save(NAME, {"title": TITLE, "rows": rows})
-            print(rows[-1], flush=True)
-    return rows
+    return resume(NAME, TITLE, {run: dict(zip(KEYS, run, strict=True)) for run in RUNS}, _measure)
 
 
 def _measure(method, bits, group, symmetric, order, static_groups, damping, tokens, text):

@@ -8,7 +8,8 @@ import gc
 
 import torch
 
-from course_utils import data, measure, models, records
+from authoring.bench import resume
+from course_utils import data, measure, models
 from course_utils.prune import sparsegpt, unstructured
 
 TITLE = "Sparsity against perplexity, by method"
@@ -38,17 +39,9 @@ def runs():
 
 def bench() -> list[dict]:
     """All rows, measuring those that the record does not hold."""
-    kept = records.load(NAME)
-    rows = kept["results"]["rows"] if kept else []
-    done = {(row["method"], row["sparsity"], row["damping"]) for row in rows}
-    for method, sparsity, damping in runs():
-        key = (method, unstructured.describe(sparsity), damping)
-        if key not in done:
-            row = dict(zip(("method", "sparsity", "damping"), key, strict=True))
-            rows.append(row | _measure(method, sparsity, damping))
-            records.save(NAME, {"title": TITLE, "rows": rows})
-            print(rows[-1], flush=True)
-    return rows
+    names = {run: {"method": run[0], "sparsity": unstructured.describe(run[1]), "damping": run[2]}
+             for run in runs()}
+    return resume(NAME, TITLE, names, _measure)
 
 
 def _measure(method, sparsity, damping):

@@ -4,9 +4,8 @@ Takes about ten minutes on two cores. Each row is kept as soon as it is measured
 not measured again, so the run can be interrupted. Lesson 05 draws its table and its picture from the record.
 """
 
-import copy
-
-from course_utils import data, formats, measure, models, records
+from authoring.bench import resume
+from course_utils import data, formats, measure, models
 from course_utils.quantize import affine, awq, gptq, hqq, layerwise
 from course_utils.quantize.affine import Scheme
 
@@ -25,34 +24,22 @@ for bits, group in [(3, 64), (4, 64), (4, None)]:  # with zero points: HQQ has n
 
 def bench() -> list[dict]:
     """All rows, measuring those that the record does not hold."""
+    return resume(NAME, TITLE, {run: _names(*run) for run in RUNS}, _measure)
+
+
+def _names(method, bits, group, symmetric):
+    row = {"method": method, "bits": bits, "group": group, "symmetric": symmetric,
+           "text": f"{HELDOUT_TOKENS} held-out, {CALIBRATION_TOKENS} calibration tokens"}
+    if method == GPTQ:
+        row["method's settings"] = f"order {ORDER}, static groups, damping {DAMPING:g}"
+    return row
+
+
+def _measure(method, bits, group, symmetric):
     model, tokenizer = models.load_lm()
     heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT_TOKENS)
     text = data.wikipedia_tokens(tokenizer, "calibration", CALIBRATION_TOKENS)
     text = data.windows(text, CALIBRATION_WINDOW)
-    kept = records.load(NAME)
-    rows = []
-    for method, bits, group, symmetric in RUNS:
-        row = {"method": method, "bits": bits, "group": group, "symmetric": symmetric,
-               "text": f"{HELDOUT_TOKENS} held-out, {CALIBRATION_TOKENS} calibration tokens"}
-        if method == GPTQ:
-            row["method's settings"] = f"order {ORDER}, static groups, damping {DAMPING:g}"
-        known = _measured(kept, row)
-        if known:
-            rows.append(known)
-            continue
-        rows.append(row | _measure(copy.deepcopy(model), heldout, text, method, bits, group, symmetric))
-        records.save(NAME, {"title": TITLE, "rows": rows})
-        print(rows[-1], flush=True)
-    return rows
-
-
-def _measured(record, wanted):
-    """The row of the record that was measured with the same settings, or None."""
-    rows = record["results"]["rows"] if record else []
-    return next((row for row in rows if all(row.get(key) == value for key, value in wanted.items())), None)
-
-
-def _measure(model, heldout, text, method, bits, group, symmetric):
     scheme = None if method in ("FP32", NF4) else Scheme(bits, group, symmetric)
     size = 32.0 if scheme is None else affine.bits_per_weight(scheme, WIDTH)
     if method == RTN:

@@ -1,6 +1,6 @@
 """The KV cache by hand: keep the keys and values of tokens already read instead of computing them again.
 
-sizes      what a cache costs: bytes a token by formula, bytes really stored
+sizes      the bytes that a cache really stores (by formula: course_utils.costs)
 layers     dynamic, static (preallocated) and sliding window, as layers of a transformers Cache
 quantized  INT8, INT4 and INT2: keys per channel, values per token, the newest tokens untouched (KIVI)
 prefix     reuse the cache of a prompt's beginning for the next request

@@ -1,19 +1,6 @@
-"""What a KV cache costs: bytes a token by formula, and the bytes that a cache object really holds."""
+"""What a KV cache costs: the bytes that a cache object really holds."""
 
 import torch
-
-
-def bytes_per_token(config, dtype=torch.bfloat16):
-    """Bytes that one token takes in the KV cache of a transformer.
-
-    config  has num_hidden_layers, num_attention_heads (query heads), num_key_value_heads and head_dim
-    dtype   floating-point torch dtype of the cached numbers; dtype.itemsize is its size in bytes
-
-    Returns an int. Each layer keeps a key and a value of head_dim numbers for each key-value head. Query
-    heads keep nothing. Source: W. Kwon et al., arXiv 2309.06180, section 3.
-    """
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return numbers * dtype.itemsize
 
 
 def stored_bytes(cache):

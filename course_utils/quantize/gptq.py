@@ -197,19 +197,20 @@ def gptq(
     work, hessian = without_dead_columns(weight, hessian)
     columns = column_order(hessian, order, group)
     find_parameters = affine.search_clip if clip_search else affine.parameters
-    if static_groups:
-        static = [part.squeeze(-1)[:, columns // group]
-                  for part in find_parameters(affine.to_groups(work, scheme), scheme)]
+    if static_groups:  # a column takes its group's scale along when columns change places
+        scales, zeros = (part.squeeze(-1)[:, columns // group]
+                         for part in find_parameters(affine.to_groups(work, scheme), scheme))
+    else:
+        scales, zeros = torch.empty_like(work), torch.empty_like(work)
     work = work[:, columns]
     factor, damping = inverse_factor(hessian[columns][:, columns], damping)
 
     q = torch.empty_like(work)
-    scales, zeros = torch.empty_like(work), torch.empty_like(work)
     for start in range(0, width, group):
-        here = slice(start, start + group)
-        # The scale of a group comes from its weights as they are *now*, moved by all groups before it.
-        scales[:, here], zeros[:, here] = (
-            (part[:, here] for part in static) if static_groups else find_parameters(work[:, here], scheme))
+        if not static_groups:
+            here = slice(start, start + group)
+            # The scale of a group comes from its weights as they are *now*, moved by all groups before it.
+            scales[:, here], zeros[:, here] = find_parameters(work[:, here], scheme)
         for left in range(start, start + group, BLOCK):
             right = min(left + BLOCK, start + group)
             q[:, left:right], errors = _round_block(

@@ -85,7 +85,7 @@ def test_the_learner_s_notebook_runs_offline_with_nothing_solved(lesson):
     done = execute(path, path.parent, offline=True)
     assert done.error is None, done.traceback
     assert set(exercise_statuses(done.notebook).values()) == {"not attempted"}
-    assert done.peak_bytes < 2e9, f"{done.peak_bytes / 1e9:.2f} GB"
+    assert done.peak_bytes < 2e9, f"{done.peak_bytes / 1e9:.2f} GB in cell {done.peak_cell!r}"
 
 
 @pytest.mark.slow

@@ -1,19 +1,19 @@
-# Not run yet: rename to lesson_10.py, together with tests/exercises/draft_10.py, and run.
 """Checks of lesson 10: the KV cache."""
 
 from types import SimpleNamespace
 
 import torch
 
+from course_utils import costs
 from course_utils.exercises import Case, Exercise, Mistake, Prediction
-from course_utils.kvcache import blocks, paged, quantized, sizes
+from course_utils.kvcache import blocks, paged, quantized
 
 
 def _generator():
     return torch.Generator().manual_seed(10)
 
 
-# --- bytes_per_token --------------------------------------------------------------------------------------
+# --- kv_bytes_per_token -----------------------------------------------------------------------------------
 
 
 def _config(layers, heads, kv_heads, head_dim, hidden=None):
@@ -26,51 +26,51 @@ SMOLLM = _config(30, 9, 3, 64)
 
 def _bytes_cases():
     return [
-        Case(SMOLLM, torch.bfloat16, label="SmolLM2-135M in BF16"),
-        Case(SMOLLM, torch.float32, label="the same in FP32"),
-        Case(SMOLLM, label="no dtype given"),
-        Case(_config(40, 40, 40, 128), torch.float16, label="LLaMA-13B: a key for each query head"),
-        Case(_config(80, 64, 8, 128), torch.bfloat16, label="Llama-3-70B"),
-        Case(_config(18, 8, 1, 256, hidden=3072), torch.int8, label="heads wider than the hidden size, INT8"),
+        Case(SMOLLM, 16, label="SmolLM2-135M in BF16"),
+        Case(SMOLLM, 32, label="the same in FP32"),
+        Case(SMOLLM, label="no bits given"),
+        Case(_config(40, 40, 40, 128), 16, label="LLaMA-13B: a key for each query head"),
+        Case(_config(80, 64, 8, 128), 4, label="Llama-3-70B, keys and values in INT4"),
+        Case(_config(18, 8, 1, 256, hidden=3072), 8, label="heads wider than the hidden size, INT8"),
     ]
 
 
-BYTES_PER_TOKEN = Exercise(
-    reference=sizes.bytes_per_token,
+KV_BYTES_PER_TOKEN = Exercise(
+    reference=costs.kv_bytes_per_token,
     cases=_bytes_cases,
     mistakes=[
         Mistake(
             "half of it. A token leaves a key and a value in each layer.",
-            lambda c, dtype=torch.bfloat16: sizes.bytes_per_token(c, dtype) // 2,
+            lambda c, bits=16: costs.kv_bytes_per_token(c, bits) // 2,
         ),
         Mistake(
             "the query heads counted. Queries are used once and thrown away; which heads are kept?",
-            lambda c, dtype=torch.bfloat16: 2 * c.num_hidden_layers * c.num_attention_heads * c.head_dim
-            * dtype.itemsize,
+            lambda c, bits=16: 2 * c.num_hidden_layers * c.num_attention_heads * c.head_dim
+            * bits // 8,
         ),
         Mistake(
             "the hidden size taken for the width of a key. That is head_dim for each key-value head.",
-            lambda c, dtype=torch.bfloat16: 2 * c.num_hidden_layers * c.hidden_size * dtype.itemsize,
+            lambda c, bits=16: 2 * c.num_hidden_layers * c.hidden_size * bits // 8,
         ),
         Mistake(
             "one layer only. Each layer has keys and values of its own.",
-            lambda c, dtype=torch.bfloat16: sizes.bytes_per_token(c, dtype) // c.num_hidden_layers,
+            lambda c, bits=16: costs.kv_bytes_per_token(c, bits) // c.num_hidden_layers,
         ),
         Mistake(
             "one head only. Each key-value head has a key and a value of head_dim numbers.",
-            lambda c, dtype=torch.bfloat16: sizes.bytes_per_token(c, dtype) // c.num_key_value_heads,
+            lambda c, bits=16: costs.kv_bytes_per_token(c, bits) // c.num_key_value_heads,
         ),
         Mistake(
             "bits. A byte has 8 of them.",
-            lambda c, dtype=torch.bfloat16: sizes.bytes_per_token(c, dtype) * 8,
+            lambda c, bits=16: costs.kv_bytes_per_token(c, bits) * 8,
         ),
         Mistake(
-            "two bytes a number whatever the dtype. `dtype.itemsize` is the number of bytes.",
-            lambda c, dtype=torch.bfloat16: sizes.bytes_per_token(c, torch.bfloat16),
+            "16 bits a number whatever `bits` says.",
+            lambda c, bits=16: costs.kv_bytes_per_token(c, 16),
         ),
         Mistake(
-            "numbers, not bytes. How many bytes does one number of this dtype take?",
-            lambda c, dtype=torch.bfloat16: sizes.bytes_per_token(c, dtype) // dtype.itemsize,
+            "numbers, not bytes. How many bytes does one number of so many bits take?",
+            lambda c, bits=16: costs.kv_bytes_per_token(c, 8),
         ),
     ],
     hint="What is kept for one token in one layer, for one head? Then count layers, heads and bytes.",
@@ -362,7 +362,7 @@ LENGTH = 300  # mean tokens of a running sequence, for the second
 
 def context_megabytes():
     """The KV cache of 8,192 tokens of SmolLM2-135M in BF16, in MB."""
-    return TOKENS * sizes.bytes_per_token(SMOLLM) / 1e6
+    return TOKENS * costs.kv_bytes_per_token(SMOLLM) / 1e6
 
 
 def empty_share(block_size=16):
@@ -386,7 +386,7 @@ EXERCISES = [
         hint="For one token: 2 (key and value) times layers times key-value heads times 64 numbers. Then "
              "bytes, then tokens.",
     ),
-    BYTES_PER_TOKEN,
+    KV_BYTES_PER_TOKEN,
     Prediction(
         id="predict_bits",
         answer=lambda: quantized.bits_per_number(4, 32, 64),

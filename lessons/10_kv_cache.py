@@ -33,7 +33,6 @@ from course_utils.kvcache.server import Server
 plots.style()
 
 # %% name="model"
-# unrun
 model, tokenizer = models.load_lm(LM, device=DEVICE)
 config = model.config
 heldout = data.wikipedia_tokens(tokenizer, "heldout", 1024).to(DEVICE)
@@ -61,7 +60,6 @@ for n in lengths:
 # Now on the clock: how long does *one more token* take, after a text of *n* tokens?
 
 # %% name="quadratic-time" timing=true
-# unrun
 seconds = {"no cache": [], "cache": []}
 for n in lengths[:4]:
     ids = heldout[None, :n]
@@ -84,7 +82,6 @@ for n in lengths[:4]:
           f"{slow / fast:.0f} times")
 
 # %% name="plot-quadratic" timing=true
-# unrun
 fig, ax = plt.subplots()
 for label, color in (("no cache", "vermilion"), ("cache", "blue")):
     ax.plot(lengths[:4], [1000 * s for s in seconds[label]], "o-", color=plots.PALETTE[color], label=label)
@@ -117,7 +114,7 @@ prediction = 8192 * 2 * 30 * 3 * 64 * 2 / 1e6  # MB
 # %% [markdown] name="bytes-exercise-text"
 # **Your turn.** The same as a function, for any config.
 
-# %% name="ex-bytes-per-token" exercise="course_utils.kvcache.sizes:bytes_per_token" points=2
+# %% name="ex-kv-bytes" exercise="course_utils.costs:kv_bytes_per_token" points=2
 
 # %% [markdown] name="bytes-measured-text"
 # A formula is a claim. Let the model read 256 tokens with transformers' own cache and weigh the tensors. For
@@ -125,12 +122,11 @@ prediction = 8192 * 2 * 30 * 3 * 64 * 2 / 1e6  # MB
 # this model's heads but one layer, with 9 key-value heads and with 3.
 
 # %% name="bytes-measured" tolerance=0.001
-# unrun
 cache = DynamicCache(config=config)
 decoding.read(model, heldout[None, :256], cache, 256)
 measured = sizes.stored_bytes(cache) / 256
 print(f"measured in {model.dtype}: {measured:,.0f} bytes a token; formula "
-      f"{sizes.bytes_per_token(config, model.dtype):,}")
+      f"{costs.kv_bytes_per_token(config, 8 * model.dtype.itemsize):,}")
 measured_bf16 = measured * torch.bfloat16.itemsize / model.dtype.itemsize
 print(f"in BF16, half as much: {measured_bf16:,.0f} bytes a token")
 
@@ -157,7 +153,7 @@ rows = []
 for name, (n_layers, heads, kv_heads, head_dim) in known.items():
     other = type(config)(num_hidden_layers=n_layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
                          head_dim=head_dim, hidden_size=heads * head_dim)  # fmt: skip
-    each = sizes.bytes_per_token(other)
+    each = costs.kv_bytes_per_token(other)
     rows.append({"model": name, "query heads": heads, "key-value heads": kv_heads, "KiB a token": each / 1024,
                  "GB at 8,192 tokens": round(8192 * each / 1e9, 2)})  # fmt: skip
 measure.table(rows)
@@ -181,7 +177,6 @@ measure.table(rows)
 # tokens, read 7 at a time, with those of one pass without a cache, and the text that is written.
 
 # %% name="exact" tolerance=0.5
-# unrun
 ids = heldout[None, :96]
 with torch.no_grad():
     uncached = model(input_ids=ids, use_cache=False).logits
@@ -200,7 +195,6 @@ for name, make in kinds.items():
     print(f"{name:24} logits equal to 4 digits: {equal[name]}")
 
 # %% name="exact-text"
-# unrun
 prompt = tokenizer("The history of the city begins", return_tensors="pt").input_ids.to(DEVICE)
 expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24,
                           min_new_tokens=24, do_sample=False, pad_token_id=0)  # fmt: skip
@@ -210,7 +204,6 @@ for name, make in {"no cache": lambda: None, **kinds}.items():
     print(f"{name:24} the same text as generate(): {same}")
 
 # %% name="kinds-speed" timing=true
-# unrun
 rows = []
 for name, make in {"no cache": lambda: None, **kinds}.items():
     cache = make()
@@ -231,7 +224,6 @@ measure.table(rows)
 # measuring. The tests show that the sliding cache and this mask give equal logits.
 
 # %% name="window" tolerance=0.03
-# unrun
 def windowed_perplexity(window, sinks):
     """Perplexity on the held-out text, 512 tokens at a time, when a token sees a window and the sinks."""
     mask = layers.window_mask(512, window, sinks, model.dtype).to(DEVICE)
@@ -249,7 +241,7 @@ window_results = {}
 for window, sinks in ((64, 0), (60, 4), (256, 0)):
     window_results[window, sinks] = windowed_perplexity(window, sinks)
     print(f"window {window:3} and {sinks} first tokens: perplexity {window_results[window, sinks]:.2f}, "
-          f"{(window + sinks - 1) * sizes.bytes_per_token(config) / 1e6:.1f} MB in BF16 for ever")
+          f"{(window + sinks - 1) * costs.kv_bytes_per_token(config) / 1e6:.1f} MB in BF16 for ever")
 
 # %% [markdown] name="window-reading"
 # unrun: read the three numbers above and mend this text.
@@ -278,7 +270,6 @@ prediction = 4 + (2 * 16 / 32 + 2 * 16 / 64) / 2  # bits
 # Look at the keys first. Is it true for this model?
 
 # %% name="channels" tolerance=0.05
-# unrun
 cache = DynamicCache(config=config)
 decoding.read(model, heldout[None, :256], cache, 256)
 spread = []
@@ -290,7 +281,6 @@ print(f"largest channel over the median channel (median of the layers): keys {ke
       f"values {values_spread:.1f}")
 
 # %% name="plot-channels"
-# unrun
 middle = config.num_hidden_layers // 2
 fig, axes = plt.subplots(1, 2, figsize=(7.5, 3.2))
 shown = {"keys": cache.layers[middle].keys, "values": cache.layers[middle].values}
@@ -311,7 +301,6 @@ del cache, shown, states
 # recent window comes back rounded. In the last two rows the keys share their scales the other way, by token.
 
 # %% name="quantized" tolerance=0.03
-# unrun
 exact = decoding.cached_perplexity(model, heldout, lambda: make_cache(config, DynamicLayer), 512, chunk=32)
 print(f"exact cache: perplexity {exact.value:.2f} on {exact.tokens} tokens, windows of 512")
 rows = []
@@ -331,7 +320,6 @@ quantized_rows = rows
 measure.table(rows)
 
 # %% name="plot-quantized"
-# unrun
 fig, ax = plt.subplots()
 for keys_by, color, mark in (("channel", "blue", "o"), ("token", "vermilion", "s")):
     points = [(row["bits a number, old tokens"], row["perplexity"]) for row in quantized_rows
@@ -358,7 +346,6 @@ plots.show(
 # begins alike, exactly.
 
 # %% name="prefix"
-# unrun
 instructions = tokenizer(
     "You are a patient guide in a museum of natural history. Answer visitors in one short sentence. Use "
     "plain words, give a number where one is known, and say so when you do not know. "
@@ -377,7 +364,6 @@ for question in questions:
     print(f"{n} of {ids.shape[1]} tokens were there already; the same text as without a cache: {same}")
 
 # %% name="prefix-speed" timing=true
-# unrun
 ids = torch.tensor([instructions + questions[0][:-1]], device=DEVICE)
 cold, warm = (
     measure.latency(lambda start=start: decoding.greedy(model, ids, 1, start()), warmup=1, repeats=3).median
@@ -494,7 +480,6 @@ plots.show(
 # %% name="ex-copy-on-write" exercise="course_utils.kvcache.blocks:copy_on_write" points=3
 
 # %% name="paged-exact" tolerance=0.5
-# unrun
 pool = KVPool(config, n_blocks=40, block_size=16, dtype=model.dtype, device=DEVICE)
 ids = heldout[None, :96]
 logits = decoding.read(model, ids, PagedCache(pool, ["a"]), chunk=7)
@@ -518,7 +503,6 @@ print(f"both freed: {pool.blocks - len(pool.free_blocks)} blocks in use")
 # (**preemption**). Is every answer still what it would be alone? The pool here is small on purpose.
 
 # %% name="server"
-# unrun
 asked = {
     "Mars": "Question: Which planet is called the red planet? Answer:",
     "water": "Question: At what temperature does water boil? Answer:",
@@ -543,7 +527,6 @@ print(f"{len(server.batches)} decoding passes gave {sum(server.batches)} tokens;
       f"{server.pool.reserved} slots are still reserved")
 
 # %% name="refused"
-# unrun
 try:
     server.submit("too long", [1] * 150, 24)
 except ValueError as error:
@@ -567,7 +550,6 @@ except OutOfBlocks as error:
 # and with as many at a time as the blocks allow.
 
 # %% name="vllm" timing=true
-# unrun
 reasons = []
 if importlib.util.find_spec("vllm") is None:
     reasons.append("the package vllm is not installed (pip install vllm, in an environment of its own)")
@@ -620,7 +602,6 @@ else:
 # C22: *the KV cache takes much memory*. C12: *reuse the KV cache, use PagedAttention*.
 
 # %% name="claim-c22" tolerance=0.01
-# unrun
 ratio = multi_head / grouped
 llama = 2 * 40 * 40 * 128 * 2
 verdict = "right" if measured_bf16 == grouped else "not confirmed"

@@ -1,27 +1,26 @@
-# Not run yet: rename to test_10.py, together with course_utils/exercises/draft_10.py, and run.
 """Lesson 10: wrong answers are rejected for the right reason, right answers written otherwise pass."""
 
 import torch
 
 from course_utils.kvcache.blocks import OutOfBlocks
 
-# --- bytes_per_token ----------------------------------------------------------------------------------------
+# --- kv_bytes_per_token -------------------------------------------------------------------------------------
 
 
-def _bytes(config, dtype=torch.bfloat16, heads="num_key_value_heads", parts=2, layers=True, width=None):
-    one = getattr(config, heads) * (width or config.head_dim) * dtype.itemsize * parts
+def _bytes(config, bits=16, heads="num_key_value_heads", parts=2, layers=True, width=None):
+    one = getattr(config, heads) * (width or config.head_dim) * parts * bits // 8
     return one * config.num_hidden_layers if layers else one
 
 
-def _bytes_by_elements(config, dtype=torch.bfloat16):
-    key = torch.empty(config.num_key_value_heads, config.head_dim, dtype=dtype)
-    return sum(2 * key.element_size() * key.numel() for _ in range(config.num_hidden_layers))
+def _bytes_by_elements(config, bits=16):
+    key = torch.empty(config.num_key_value_heads, config.head_dim)
+    return sum(2 * key.numel() * bits // 8 for _ in range(config.num_hidden_layers))
 
 
-def _bytes_by_width(config, dtype=torch.bfloat16):
+def _bytes_by_width(config, bits=16):
     width = config.num_key_value_heads * config.head_dim
-    keys = values = config.num_hidden_layers * width * (torch.empty(0, dtype=dtype).element_size())
-    return keys + values
+    keys = values = config.num_hidden_layers * width * (bits / 8)
+    return int(keys + values)
 
 
 # --- lookup -------------------------------------------------------------------------------------------------
@@ -211,17 +210,17 @@ WRONG = {
         (6.3, "one layer"),
         (1, "too low"),
     ],
-    "bytes_per_token": [
-        (lambda c, dtype=torch.bfloat16: _bytes(c, dtype, parts=1), "a key and a value"),
-        (lambda c, dtype=torch.bfloat16: _bytes(c, dtype, heads="num_attention_heads"), "query heads"),
-        (lambda c, dtype=torch.bfloat16: 2 * c.hidden_size * c.num_hidden_layers * dtype.itemsize,
+    "kv_bytes_per_token": [
+        (lambda c, bits=16: _bytes(c, bits, parts=1), "a key and a value"),
+        (lambda c, bits=16: _bytes(c, bits, heads="num_attention_heads"), "query heads"),
+        (lambda c, bits=16: 2 * c.hidden_size * c.num_hidden_layers * bits // 8,
          "hidden size taken"),
-        (lambda c, dtype=torch.bfloat16: _bytes(c, dtype, layers=False), "one layer only"),
-        (lambda c, dtype=torch.bfloat16: _bytes(c, dtype) * 8, "bits"),
-        (lambda c, dtype=torch.bfloat16: _bytes(c), "whatever the dtype"),
-        (lambda c, dtype=torch.bfloat16: _bytes(c, torch.int8), "numbers, not bytes"),
-        (lambda c, dtype=torch.bfloat16: _bytes(c, dtype) // c.num_key_value_heads, "one head only"),
-        (lambda c, dtype=torch.bfloat16: None, "is a `return` missing"),
+        (lambda c, bits=16: _bytes(c, bits, layers=False), "one layer only"),
+        (lambda c, bits=16: _bytes(c, bits) * 8, "bits"),
+        (lambda c, bits=16: _bytes(c), "whatever `bits` says"),
+        (lambda c, bits=16: _bytes(c, 8), "numbers, not bytes"),
+        (lambda c, bits=16: _bytes(c, bits) // c.num_key_value_heads, "one head only"),
+        (lambda c, bits=16: None, "is a `return` missing"),
     ],
     "predict_bits": [
         (4, "codes alone"),
@@ -277,7 +276,7 @@ WRONG = {
 
 RIGHT = {
     "predict_context_megabytes": [188.7, 8192 * 23040 / 1e6],
-    "bytes_per_token": [_bytes_by_elements, _bytes_by_width],
+    "kv_bytes_per_token": [_bytes_by_elements, _bytes_by_width],
     "predict_bits": [4.75, 4 + (1 + 0.5) / 2],
     "predict_empty_share": [7.5 / 307.5, 8 / 308],
     "lookup": [_lookup_by_loops, _lookup_by_rows],

@@ -1,4 +1,3 @@
-# Not run yet: rename to test_kvcache_paged.py and run.
 """Paged attention on tensors and the server: the same logits and texts as without any paging."""
 
 import pytest
@@ -6,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from course_utils import costs
 from course_utils.kvcache import blocks, decoding, paged, sizes
 from course_utils.kvcache.blocks import OutOfBlocks
 from course_utils.kvcache.paged import KVPool, PagedCache
@@ -128,7 +128,7 @@ def test_sequences_of_different_lengths_in_one_batch(model):
 
 def test_the_pool_takes_its_bytes_once(model):
     pool = pool_for(model, 16, 4)
-    expected = 64 * sizes.bytes_per_token(model.config, model.dtype)
+    expected = 64 * costs.kv_bytes_per_token(model.config, 8 * model.dtype.itemsize)
     assert sizes.stored_bytes(PagedCache(pool, ["a", "b"])) == expected
 
 
