@@ -1,7 +1,14 @@
 """Measuring: quality, bytes, time and the machine. Results are small dataclasses that print themselves."""
 
 from course_utils.measure.machine import MachineCard, machine_card
-from course_utils.measure.memory import PeakMemory, WeightBytes, peak_memory, release_memory, weight_bytes
+from course_utils.measure.memory import (
+    PeakMemory,
+    WeightBytes,
+    frequent_collection,
+    peak_memory,
+    release_memory,
+    weight_bytes,
+)
 from course_utils.measure.quality import Accuracy, Perplexity, accuracy, evaluating, perplexity
 from course_utils.measure.report import table
 from course_utils.measure.speed import (
@@ -29,6 +36,7 @@ __all__ = [
     "accuracy",
     "bandwidth",
     "evaluating",
+    "frequent_collection",
     "generation_speed",
     "latency",
     "machine_card",

@@ -1,8 +1,10 @@
 """`measure` against independent computations: transformers' own loss, known allocations, known sleeps."""
 
+import gc
 import math
 import subprocess
 import time
+import weakref
 
 import pandas as pd
 import psutil
@@ -491,3 +493,29 @@ def test_release_memory_gives_freed_memory_back():
     del pieces
     measure.release_memory()
     assert psutil.Process().memory_info().rss < full - 200e6
+
+
+class Circle:
+    """Something that only the garbage collector frees."""
+
+    def __init__(self):
+        self.itself = self
+
+
+def test_frequent_collection_frees_circles_soon_and_puts_everything_back():
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    kept = [[] for _ in range(200_000)]  # so many live objects that Python would not look at all of them soon
+    alive = []
+    with measure.frequent_collection():
+        for _ in range(1000):
+            alive.append(weakref.ref(Circle()))
+        assert sum(ref() is not None for ref in alive) < 600
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, frozen)
+    assert len(kept) == 200_000
+
+
+def test_frequent_collection_ends_after_an_error():
+    before = gc.get_threshold()
+    with pytest.raises(KeyError), measure.frequent_collection():
+        raise KeyError
+    assert gc.get_threshold() == before
