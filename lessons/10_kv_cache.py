@@ -35,7 +35,7 @@ plots.style()
 # %% name="model"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
 config = model.config
-heldout = data.wikipedia_tokens(tokenizer, "heldout", 1024).to(DEVICE)
+heldout = data.wikipedia_tokens(tokenizer, "heldout", 768).to(DEVICE)
 print(f"{config.num_hidden_layers} layers, {config.num_attention_heads} query heads, "
       f"{config.num_key_value_heads} key-value heads of {config.head_dim} numbers")
 
@@ -149,13 +149,13 @@ del cache
 
 # %% name="bytes-models"
 known = {"LLaMA-13B": (40, 40, 40, 128), "Llama-3-8B": (32, 32, 8, 128), "Llama-3-70B": (80, 64, 8, 128)}
-rows = []
+rows = {}
 for name, (n_layers, heads, kv_heads, head_dim) in known.items():
     other = type(config)(num_hidden_layers=n_layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
                          head_dim=head_dim, hidden_size=heads * head_dim)  # fmt: skip
     each = costs.kv_bytes_per_token(other)
-    rows.append({"model": name, "query heads": heads, "key-value heads": kv_heads, "KiB a token": each / 1024,
-                 "GB at 8,192 tokens": round(8192 * each / 1e9, 2)})  # fmt: skip
+    rows[name] = {"query heads": heads, "key-value heads": kv_heads, "KiB a token": each / 1024,
+                  "GB at 8,192 tokens": round(8192 * each / 1e9, 2)}  # fmt: skip
 measure.table(rows)
 
 # %% [markdown] name="bytes-reading"
@@ -173,11 +173,11 @@ measure.table(rows)
 # - **static**: room for the longest text is taken at once, new tokens are written in place.
 # - **sliding window**: only the newest tokens are kept.
 #
-# First equality, then speed. A cache that is fast and wrong is worth nothing. We compare the logits of 96
+# First equality, then speed. A cache that is fast and wrong is worth nothing. We compare the logits of 60
 # tokens, read 7 at a time, with those of one pass without a cache, and the text that is written.
 
 # %% name="exact" tolerance=0.5
-ids = heldout[None, :96]
+ids = heldout[None, :60]
 with torch.no_grad():
     uncached = model(input_ids=ids, use_cache=False).logits
 kinds = {
@@ -196,21 +196,21 @@ for name, make in kinds.items():
 
 # %% name="exact-text"
 prompt = tokenizer("The history of the city begins", return_tensors="pt").input_ids.to(DEVICE)
-expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=24,
-                          min_new_tokens=24, do_sample=False, pad_token_id=0)  # fmt: skip
+expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=14,
+                          min_new_tokens=14, do_sample=False, pad_token_id=0)  # fmt: skip
 print(tokenizer.decode(expected[0]))
 for name, make in {"no cache": lambda: None, **kinds}.items():
-    same = torch.equal(decoding.greedy(model, prompt, 24, make()), expected)
+    same = torch.equal(decoding.greedy(model, prompt, 14, make()), expected)
     print(f"{name:24} the same text as generate(): {same}")
 
 # %% name="kinds-speed" timing=true
-rows = []
+rows = {}
 for name, make in {"no cache": lambda: None, **kinds}.items():
     cache = make()
     speed = measure.latency(lambda cache=cache: decoding.greedy(model, heldout[None, :100], 12, cache),
                             warmup=0, repeats=1)  # fmt: skip
-    rows.append({"cache": name, "s for 100 + 12 tokens": round(speed.median, 2),
-                 "MB held": round(sizes.stored_bytes(cache) / 1e6, 2) if cache else 0.0})  # fmt: skip
+    rows[name] = {"s for 100 + 12 tokens": round(speed.median, 2),
+                  "MB held": round(sizes.stored_bytes(cache) / 1e6, 2) if cache else 0.0}  # fmt: skip
 measure.table(rows)
 
 # %% [markdown] name="window-text"
@@ -225,30 +225,29 @@ measure.table(rows)
 
 # %% name="window" tolerance=0.03
 def windowed_perplexity(window, sinks):
-    """Perplexity on the held-out text, 512 tokens at a time, when a token sees a window and the sinks."""
-    mask = layers.window_mask(512, window, sinks, model.dtype).to(DEVICE)
+    """Perplexity on the held-out text, 384 tokens at a time, when a token sees a window and the sinks."""
+    mask = layers.window_mask(384, window, sinks, model.dtype).to(DEVICE)
     nll = 0.0
-    for row in data.windows(heldout, 512):
+    for row in data.windows(heldout, 384):
         with torch.no_grad():
             logits = model(input_ids=row[None], attention_mask=mask, use_cache=False).logits[0, :-1]
         nll += torch.nn.functional.cross_entropy(logits.float(), row[1:], reduction="sum").item()
-    return float(np.exp(nll / (len(heldout) // 512 * 511)))
+    return float(np.exp(nll / (len(heldout) // 384 * 383)))
 
 
-full = measure.perplexity(model, heldout, window=512).value
+full = measure.perplexity(model, heldout, window=384).value
 print(f"all tokens kept: perplexity {full:.2f}")
 window_results = {}
-for window, sinks in ((64, 0), (60, 4), (256, 0)):
+for window, sinks in ((64, 0), (60, 4), (192, 0)):
     window_results[window, sinks] = windowed_perplexity(window, sinks)
     print(f"window {window:3} and {sinks} first tokens: perplexity {window_results[window, sinks]:.2f}, "
           f"{(window + sinks - 1) * costs.kv_bytes_per_token(config) / 1e6:.1f} MB in BF16 for ever")
 
 # %% [markdown] name="window-reading"
-# unrun: read the three numbers above and mend this text.
-#
 # The attention of a token must go somewhere: the weights of a softmax add up to 1. Models learn to leave
 # what they do not need on the first tokens, which every token can see. Take these *attention sinks* away and
-# the rest is out of balance (Xiao et al., 2023, arXiv 2309.17453). Four tokens more repair most of it.
+# the rest is out of balance (Xiao et al., 2023, arXiv 2309.17453). With the first four tokens kept, a third
+# of the memory does better than the wide window without them.
 #
 # ## Fewer bits
 #
@@ -297,13 +296,13 @@ plots.show(
 del cache, shown, states
 
 # %% [markdown] name="quantized-text"
-# Now the perplexity of a text that is read *through* the cache, 32 tokens a pass: everything older than the
+# Now the perplexity of a text that is read *through* the cache, 48 tokens a pass: everything older than the
 # recent window comes back rounded. In the last two rows the keys share their scales the other way, by token.
 
 # %% name="quantized" tolerance=0.03
-exact = decoding.cached_perplexity(model, heldout, lambda: make_cache(config, DynamicLayer), 512, chunk=32)
-print(f"exact cache: perplexity {exact.value:.2f} on {exact.tokens} tokens, windows of 512")
-rows = []
+exact = decoding.cached_perplexity(model, heldout, lambda: make_cache(config, DynamicLayer), 384, chunk=48)
+print(f"exact cache: perplexity {exact.value:.2f} on {exact.tokens} tokens, windows of 384")
+quantized_rows = {}
 for bits, keys_by in ((8, "channel"), (4, "channel"), (2, "channel"), (4, "token"), (2, "token")):
     made = []
 
@@ -311,19 +310,18 @@ for bits, keys_by in ((8, "channel"), (4, "channel"), (2, "channel"), (4, "token
         made.append(make_cache(config, QuantizedLayer, bits=bits, group=32, recent=32, keys_by=keys_by))
         return made[-1]
 
-    result = decoding.cached_perplexity(model, heldout, make, 512, chunk=32)
-    rows.append({"bits": bits, "keys share a scale by": keys_by, "perplexity": round(result.value, 2),
-                 "bits a number, old tokens": quantized.bits_per_number(bits, 32, config.head_dim)
-                 if keys_by == "channel" else bits + 32 / config.head_dim,
-                 "bytes a token, all": round(sizes.stored_bytes(made[-1]) / 512)})  # fmt: skip
-quantized_rows = rows
-measure.table(rows)
+    result = decoding.cached_perplexity(model, heldout, make, 384, chunk=48)
+    size = quantized.bits_per_number(bits, 32 if keys_by == "channel" else config.head_dim, config.head_dim)
+    quantized_rows[f"{bits} bit, keys by {keys_by}"] = {
+        "bits a number": size, "perplexity": round(result.value, 2),
+        "bytes a token, recent ones too": round(sizes.stored_bytes(made[-1]) / 384)}
+measure.table(quantized_rows)
 
 # %% name="plot-quantized"
 fig, ax = plt.subplots()
 for keys_by, color, mark in (("channel", "blue", "o"), ("token", "vermilion", "s")):
-    points = [(row["bits a number, old tokens"], row["perplexity"]) for row in quantized_rows
-              if row["keys share a scale by"] == keys_by]  # fmt: skip
+    points = [(row["bits a number"], row["perplexity"]) for name, row in quantized_rows.items()
+              if name.endswith(keys_by)]  # fmt: skip
     ax.plot(*zip(*sorted(points), strict=True), mark + "-", color=plots.PALETTE[color],
             label=f"keys by {keys_by}")  # fmt: skip
 ax.axhline(exact.value, color="#999999", linewidth=1, linestyle=":")
@@ -335,8 +333,20 @@ ax.legend()
 plots.show(
     fig,
     "Perplexity against stored bits a number. With keys rounded by channel, 8 and 4 bits lie close to the "
-    "dotted line of the exact cache, 2 bits above it. With keys rounded by token the curve lies higher.",
+    "dotted line of the exact cache, 2 bits a little above it. With keys rounded by token, 4 bits lie close "
+    "to it too, and 2 bits far above.",
 )
+
+# %% name="quantized-reading" tolerance=0.1 atol=3
+by_channel, by_token = (quantized_rows[f"2 bit, keys by {by}"]["perplexity"] for by in ("channel", "token"))
+print(f"2 bits cost {100 * (by_channel / exact.value - 1):.0f} % perplexity with keys by channel, "
+      f"{100 * (by_token / exact.value - 1):.0f} % with keys by token.")
+
+# %% [markdown] name="quantized-meaning"
+# 8 and 4 bits are free here, whoever shares the scale. At 2 bits it decides: four levels between the
+# smallest and the largest channel of a token leave nothing for the channels in between. transformers has a
+# quantized cache too (`cache_implementation="quantized"`). It needs another package for the rounding, and it
+# rounds the old tokens again each time it puts new ones beside them; ours rounds a token once.
 
 # %% [markdown] name="prefix-text"
 # ## The next request begins the same
@@ -397,7 +407,7 @@ for policy, label in (("max", "room for 2,048 tokens each"),
                       ("pow2", "the answer's length guessed within 2x"),
                       ("oracle", "the answer's length known")):  # fmt: skip
     usages[label] = trace.serve(ContiguousMemory(slots, policy), requests)
-measure.table([{"reserved": label} | usage.row() for label, usage in usages.items()])
+measure.table({label: usage.row() for label, usage in usages.items()})
 
 # %% [markdown] name="contiguous-reading"
 # About a fifth of the memory holds tokens when each request reserves for the worst case. Knowing the answer's
@@ -422,7 +432,7 @@ prediction = 7.5 / (300 + 7.5)  # 0 to 15 slots of the last block are empty, 7.5
 # %% name="paged-trace"
 usages["blocks of 16"] = trace.serve(BlockAllocator(slots // 16, 16), requests)
 usages["blocks of 128"] = trace.serve(BlockAllocator(slots // 128, 128), requests)
-measure.table([{"reserved": label} | usage.row() for label, usage in usages.items()])
+measure.table({label: usage.row() for label, usage in usages.items()})
 
 # %% name="plot-blocks"
 fig, axes = plt.subplots(3, 1, figsize=(7.5, 5.2))
@@ -481,7 +491,7 @@ plots.show(
 
 # %% name="paged-exact" tolerance=0.5
 pool = KVPool(config, n_blocks=40, block_size=16, dtype=model.dtype, device=DEVICE)
-ids = heldout[None, :96]
+ids = heldout[None, :60]
 logits = decoding.read(model, ids, PagedCache(pool, ["a"]), chunk=7)
 equal["paged"] = bool((logits - uncached).abs().max() < 1e-4 * largest)
 print(f"logits equal to 4 digits: {equal['paged']}")
@@ -489,7 +499,7 @@ print(f"the text lies in the blocks {pool.tables['a']}")
 pool.fork("a", "b")
 print(f"forked: {pool.blocks - len(pool.free_blocks)} blocks in use, reference counts "
       f"{[pool.references[block] for block in pool.tables['a']]}")
-decoding.read(model, heldout[None, 96:100], PagedCache(pool, ["b"]), 4)
+decoding.read(model, heldout[None, 60:68], PagedCache(pool, ["b"]), 4)
 print(f"b went on: its blocks are {pool.tables['b']}")
 pool.free("a"), pool.free("b")
 print(f"both freed: {pool.blocks - len(pool.free_blocks)} blocks in use")
@@ -500,31 +510,35 @@ print(f"both freed: {pool.blocks - len(pool.free_blocks)} blocks in use")
 # `course_utils.kvcache.server` puts it together. Each round, every running request gets a token in one pass;
 # who is done leaves, who waits comes in if there are blocks (**continuous batching**). When the pool runs out
 # in the middle of answers, the request that came last gives its blocks back, waits, and is read again later
-# (**preemption**). Is every answer still what it would be alone? The pool here is small on purpose.
+# (**preemption**). The instructions before every question are read once, and their block is shared. Is every
+# answer still what it would be alone? The pool here is small on purpose.
 
-# %% name="server"
+# %% name="server" tolerance=0.5
 asked = {
-    "Mars": "Question: Which planet is called the red planet? Answer:",
-    "water": "Question: At what temperature does water boil? Answer:",
-    "Rome": "Question: Which river flows through Rome? Answer:",
-    "bees": "Question: What do bees make? Answer:",
-    "moon": "Question: What causes the tides? Answer:",
+    "Mars": "Which planet is called the red planet?",
+    "water": "At what temperature does water boil?",
+    "Rome": "Which river flows through Rome?",
+    "bees": "What do bees make?",
+    "moon": "What causes the tides?",
 }
-server = Server(model, n_blocks=10, block_size=16, max_batch=4)
-for name, text in asked.items():
-    server.submit(name, tokenizer(text).input_ids, 24)
+system = tokenizer("<|im_start|>system\nAnswer in one short sentence.<|im_end|>\n").input_ids
+prompts = {name: tokenizer(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n").input_ids
+           for name, text in asked.items()}
+server = Server(model, n_blocks=8, block_size=16, max_batch=4, prefix=system, stop=[tokenizer.eos_token_id])
+for name, question in prompts.items():
+    server.submit(name, question, 16)
 queue = list(server.scheduler.waiting)
 answers = server.run()
 all_same = True
-for name, text in asked.items():
-    ids = tokenizer(text, return_tensors="pt").input_ids.to(DEVICE)
-    alone = decoding.greedy(model, ids, 24, make_cache(config, DynamicLayer))[0, ids.shape[1] :]
-    all_same &= answers[name] == alone.tolist()
-    print(f"{name}: {tokenizer.decode(answers[name][:12])!r} ...")
+for name, question in prompts.items():
+    ids = torch.tensor([system + question], device=DEVICE)
+    alone = decoding.greedy(model, ids, len(answers[name]), make_cache(config, DynamicLayer))
+    all_same &= answers[name] == alone[0, ids.shape[1] :].tolist()
+    print(f"{name}: {tokenizer.decode(answers[name], skip_special_tokens=True)!r}")
 print(f"all texts as if asked alone: {all_same}")
 print(f"{len(server.batches)} decoding passes gave {sum(server.batches)} tokens; "
-      f"{sum(request.preemptions for request in queue)} times a request had to give way; "
-      f"{server.pool.reserved} slots are still reserved")
+      f"{sum(request.preemptions for request in queue)} times a request had to give way")
+print(f"slots still reserved: {server.pool.reserved}, the block of the instructions")
 
 # %% name="refused"
 try:
