@@ -51,3 +51,40 @@ def test_every_bench_of_the_course_loads():
     for name in bench.names():
         module = bench.load(name)
         assert module.TITLE.strip() and callable(module.bench)
+
+
+RUNS = {(4,): {"bits": 4}, (3,): {"bits": 3}, (2,): {"bits": 2}}
+
+
+def test_an_interrupted_bench_goes_on_where_it_stopped(monkeypatch, tmp_path):
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    measured = []
+
+    def measure(bits):
+        measured.append(bits)
+        if bits == 3 and measured.count(3) == 1:
+            raise KeyboardInterrupt
+        return {"error": 2.0**-bits}
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.resume("bench_pretend", "Bits", RUNS, measure)
+    rows = bench.resume("bench_pretend", "Bits", RUNS, measure)
+    assert measured == [4, 3, 3, 2]
+    assert rows == [{"bits": bits, "error": 2.0**-bits} for bits in (4, 3, 2)]
+    assert records.load("bench_pretend")["results"] == {"title": "Bits", "rows": rows}
+
+
+def test_a_row_that_was_known_already_is_not_lost(monkeypatch, tmp_path):
+    """An earlier row is measured anew, because its settings changed; a later one is known."""
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    records.save("bench_pretend", {"title": "Bits", "rows": [{"bits": 2, "error": 0.25}]})
+
+    def stops_after_the_first(bits):
+        if bits == 3:
+            raise KeyboardInterrupt
+        return {"error": 2.0**-bits}
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.resume("bench_pretend", "Bits", RUNS, stops_after_the_first)
+    kept = records.load("bench_pretend")["results"]["rows"]
+    assert kept == [{"bits": 4, "error": 2.0**-4}, {"bits": 2, "error": 0.25}]
