@@ -116,6 +116,23 @@ def forward_bytes(config, tokens, cached=0, bits=32):
     return weights_read(config) * bits // 8 + (cached + tokens) * kv_bytes_per_token(config, bits)
 
 
+def decode_bound(weight_bytes, bandwidth, cache_bytes=0, batch=1):
+    """Most tokens a second that decoding can reach, when reading memory is all that takes time.
+
+    weight_bytes  bytes of the weights, read once in each step for the whole batch
+    bandwidth     bytes per second of the memory
+    cache_bytes   bytes of the KV cache of one sequence, read in each step
+    batch         sequences that get a token in a step
+
+    Returns tokens per second of all sequences together, float. Raises ValueError for a bandwidth or a number
+    of bytes to read that is not positive. Source: the roofline of S. Williams et al., CACM 52(4), 2009.
+    """
+    read = weight_bytes + batch * cache_bytes
+    if bandwidth <= 0 or read <= 0:
+        raise ValueError(f"bandwidth and bytes to read must be positive, not {bandwidth} and {read}")
+    return batch * bandwidth / read
+
+
 def roofline(intensity, flops, bandwidth):
     """Highest FLOP/s that a machine can reach at an arithmetic intensity (FLOP per byte).
 

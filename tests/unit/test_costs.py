@@ -159,3 +159,13 @@ def test_perplexity_of_a_guesser_and_of_one_who_knows():
     sure = torch.full((5, 10), -1e4)
     sure[torch.arange(4), tokens[1:]] = 0
     assert costs.perplexity_from_logits(sure, tokens) == 1
+
+
+def test_decode_bound_is_bandwidth_over_bytes_and_grows_with_the_batch_until_the_cache_decides():
+    weights, cache, bandwidth = 8.6e7, 5.9e6, 2e10
+    assert costs.decode_bound(weights, bandwidth) == pytest.approx(bandwidth / weights)
+    rates = [costs.decode_bound(weights, bandwidth, cache, batch) for batch in (1, 2, 16, 1024)]
+    assert rates == sorted(rates) and rates[-1] < bandwidth / cache
+    for wrong in ((0, bandwidth), (weights, 0), (weights, -1)):
+        with pytest.raises(ValueError, match="must be positive"):
+            costs.decode_bound(*wrong)

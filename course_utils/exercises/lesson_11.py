@@ -1,0 +1,237 @@
+"""Checks of lesson 11: engines."""
+
+import numpy as np
+
+from course_utils import costs
+from course_utils.engines import agreement, graph
+from course_utils.exercises import Case, Exercise, Mistake, Prediction
+
+# --- decode_bound -----------------------------------------------------------------------------------------
+
+
+def _bound_cases():
+    return [
+        Case(538_060_032, 20e9, label="SmolLM2-135M in FP32 at 20 GB/s"),
+        Case(86_000_000, 20e9, 5_898_240, label="INT4, and 256 tokens of cache"),
+        Case(86_000_000, 20e9, 5_898_240, 16, label="the same, 16 sequences at once"),
+        Case(26_031_738_880, 77e9, 1_677_721_600, 4, label="LLaMA-13B in FP16 on a phone, 4 sequences"),
+    ]
+
+
+DECODE_BOUND = Exercise(
+    reference=costs.decode_bound,
+    cases=_bound_cases,
+    rtol=1e-9,
+    mistakes=[
+        Mistake(
+            "seconds for a step. Asked is how many tokens fit into a second.",
+            lambda weights, bandwidth, cache=0, batch=1: (weights + batch * cache) / bandwidth,
+        ),
+        Mistake(
+            "the cache left out. Each step reads the keys and values of all earlier tokens, too.",
+            lambda weights, bandwidth, cache=0, batch=1: batch * bandwidth / weights,
+        ),
+        Mistake(
+            "the weights read once for each sequence. A step reads them once for the whole batch.",
+            lambda weights, bandwidth, cache=0, batch=1: bandwidth / (weights + cache),
+        ),
+        Mistake(
+            "steps a second. A step gives a token to each sequence of the batch.",
+            lambda weights, bandwidth, cache=0, batch=1: bandwidth / (weights + batch * cache),
+        ),
+        Mistake(
+            "one cache for all. Each sequence has keys and values of its own.",
+            lambda weights, bandwidth, cache=0, batch=1: batch * bandwidth / (weights + cache),
+        ),
+        Mistake(
+            "bits taken for bytes. Both figures are in bytes already.",
+            lambda weights, bandwidth, cache=0, batch=1: costs.decode_bound(8 * weights, bandwidth, 8 * cache,
+                                                                            batch),
+        ),
+    ],
+    hint="How many bytes does one step read, and how many steps fit into a second? Then count the tokens "
+         "that a step gives.",
+)
+
+
+# --- mean_kl ----------------------------------------------------------------------------------------------
+
+
+def _kl_cases():
+    random = np.random.default_rng(11)
+    reference = random.normal(size=(5, 7)) * 3
+    near = reference + 0.1 * random.normal(size=reference.shape)
+    return [
+        Case(reference, near, label="logits that are slightly off"),
+        Case(reference, reference + np.arange(5)[:, None], label="a constant added to each position"),
+        Case(reference[:1], -reference[:1], label="one position, turned upside down"),
+        Case(1000 * reference, 1000 * near, label="logits in the thousands"),
+        Case(reference.astype(np.float32), near.astype(np.float32), label="float32"),
+    ]
+
+
+def _p(logits):
+    return np.exp(agreement.log_softmax(logits))
+
+
+def _naive(reference, logits):
+    p, q = (np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) for x in (reference, logits))
+    return float((p * np.log(p / q)).sum(axis=-1).mean())
+
+
+MEAN_KL = Exercise(
+    reference=agreement.mean_kl,
+    cases=_kl_cases,
+    rtol=1e-4,
+    atol=1e-9,
+    mistakes=[
+        Mistake(
+            "KL the other way round. The expectation is over the reference's probabilities.",
+            lambda reference, logits: agreement.mean_kl(logits, reference),
+        ),
+        Mistake(
+            "the sum over positions. Asked is the mean.",
+            lambda reference, logits: len(reference) * agreement.mean_kl(reference, logits),
+        ),
+        Mistake(
+            "the mean over the vocabulary too. KL is a sum over the tokens that could come.",
+            lambda reference, logits: agreement.mean_kl(reference, logits) / reference.shape[-1],
+        ),
+        Mistake(
+            "cross-entropy. Subtract the entropy of the reference: equal logits have a KL of 0.",
+            lambda reference, logits: float(-(_p(reference) * agreement.log_softmax(logits)).sum(-1).mean()),
+        ),
+        Mistake(
+            "bits. With the natural logarithm it is nats.",
+            lambda reference, logits: agreement.mean_kl(reference, logits) / np.log(2),
+        ),
+        Mistake(
+            "the logits taken for log-probabilities. A constant added to them must change nothing.",
+            lambda reference, logits: float((_p(reference) * (reference - logits)).sum(-1).mean()),
+        ),
+        Mistake(
+            "exp overflows. Take the largest logit of a position out before exp, or use a log-softmax.",
+            _naive,
+        ),
+    ],
+    hint="Log-probabilities of both first, with the largest logit taken out. Then p times their difference, "
+         "summed over the vocabulary.",
+)
+
+
+# --- missing_parts ----------------------------------------------------------------------------------------
+
+ARTICLE = [("input_ids", [1, 8])], [("logits", [1, 8, 49152])]
+
+
+def _graph(layers=2, past="past", mask=True, tokens="tokens", cached="cached", present=None):
+    """Inputs and outputs of a decoder; past: what the cache's tensors are called."""
+    state = ["batch", 3, cached, 64]
+    names = [f"{past}.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+    inputs = [("input_ids", ["batch", tokens])]
+    inputs += [("attention_mask", ["batch", "all"])] if mask else []
+    inputs += [(name, state) for name in names]
+    given = len(names) if present is None else present
+    outputs = [("logits", ["batch", tokens, 49152])]
+    outputs += [(f"present.{number}", ["batch", 3, "all", 64]) for number in range(given)]
+    return inputs, outputs
+
+
+def _graph_cases():
+    return [
+        Case(*ARTICLE, label="exported as in the article"),
+        Case(*_graph(), label="complete"),
+        Case(*_graph(past="layer"), label="complete, with other names"),
+        Case(*_graph(layers=0, present=4), label="the cache comes out and does not go in"),
+        Case(*_graph(present=0), label="the cache goes in and does not come out"),
+        Case(*_graph(cached=128), label="the cache has a fixed length"),
+        Case(*_graph(mask=False, tokens=1), label="one token at a time, no mask"),
+        Case(*_graph(tokens=None), label="a dynamic dimension without a name"),
+    ]
+
+
+def _with(change):
+    """missing_parts with its answer changed: change(inputs, outputs, the right answer)."""
+
+    def wrong(inputs, outputs):
+        return change(inputs, outputs, graph.missing_parts(inputs, outputs))
+
+    return wrong
+
+
+MISSING_PARTS = Exercise(
+    reference=graph.missing_parts,
+    cases=_graph_cases,
+    mistakes=[
+        Mistake(
+            "what the graph has. Asked is what it lacks.",
+            _with(lambda inputs, outputs, right: {"cache", "mask", "dynamic length"} - right),
+        ),
+        Mistake(
+            "only the inputs looked at. Keys and values must come out again, as many as went in.",
+            _with(lambda inputs, outputs, right: right - {"cache"}
+                  | ({"cache"} if not [s for _, s in inputs if len(s) == 4 and not isinstance(s[2], int)]
+                     else set())),
+        ),
+        Mistake(
+            "only the outputs looked at. Who cannot hand the cache back in has to read everything again.",
+            _with(lambda inputs, outputs, right: right - {"cache"}
+                  | ({"cache"} if not [s for _, s in outputs if len(s) == 4] else set())),
+        ),
+        Mistake(
+            "the cache recognised by its name. Exporters name it differently; its four dimensions tell.",
+            _with(lambda inputs, outputs, right: right
+                  | ({"cache"} if not [n for n, _ in inputs if n.startswith("past")] else set())),
+        ),
+        Mistake(
+            "a cache of fixed length accepted. It has to grow by a token each step.",
+            _with(lambda inputs, outputs, right: right - {"cache"}
+                  | ({"cache"} if not sum(len(s) == 4 for _, s in inputs) == sum(
+                      len(s) == 4 for _, s in outputs) > 0 else set())),
+        ),
+        Mistake(
+            "the batch looked at instead of the tokens. input_ids is [batch, tokens].",
+            _with(lambda inputs, outputs, right: right - {"dynamic length"}
+                  | ({"dynamic length"} if isinstance(dict(inputs)["input_ids"][0], int) else set())),
+        ),
+        Mistake(
+            "a dimension without a name taken for fixed. Only a number is fixed.",
+            _with(lambda inputs, outputs, right: right
+                  | ({"dynamic length"} if dict(inputs)["input_ids"][1] is None else set())),
+        ),
+        Mistake(
+            "a list. A set out of the three names is asked for.",
+            _with(lambda inputs, outputs, right: sorted(right)),
+        ),
+    ],
+    hint="Write the three questions one after the other. The cache's tensors are those with four dimensions.",
+)
+
+
+# --- predictions ------------------------------------------------------------------------------------------
+
+PROMPT, NEW = 64, 64  # tokens, for the first prediction
+
+
+def tokens_read_without_cache():
+    """Tokens that all passes together read when the graph has no cache: 64 + 65 + ... + 127."""
+    return sum(range(PROMPT, PROMPT + NEW))
+
+
+EXERCISES = [
+    DECODE_BOUND,
+    Prediction(
+        id="predict_tokens_read",
+        answer=tokens_read_without_cache,
+        rtol=0.02,
+        unit="tokens",
+        mistakes=[
+            (PROMPT + NEW - 1, "that is with a cache: each token is read once."),
+            (PROMPT * NEW, "the prompt alone is read each time. The tokens written so far are read, too."),
+            ((PROMPT + NEW) * NEW, "the whole text each time. The first pass reads the prompt only."),
+        ],
+        hint="The first pass reads 64 tokens, the second 65, and so on, 64 times.",
+    ),
+    MISSING_PARTS,
+    MEAN_KL,
+]
