@@ -14,8 +14,11 @@ transformers, and a library that crashes or hangs cannot take the kernel with it
 `course engines list | install | run` is the same on the command line.
 """
 
-from course_utils.engines.environment import Engine, install, is_installed
+from course_utils.engines.environment import Engine, is_installed
+from course_utils.engines.export import install
 from course_utils.engines.process import Answer, EngineUnavailable, run
-from course_utils.engines.registry import ENGINES, find
+from course_utils.engines.registry import ENGINES, VARIANTS, find
+from course_utils.engines.table import measure_all
 
-__all__ = ["ENGINES", "Answer", "Engine", "EngineUnavailable", "find", "install", "is_installed", "run"]
+__all__ = ["ENGINES", "VARIANTS", "Answer", "Engine", "EngineUnavailable", "find", "install", "is_installed",
+           "measure_all", "run"]

@@ -1,12 +1,14 @@
 """Building an engine's virtual environment."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,18 +25,27 @@ MARKER = "installed.json"
 class Engine:
     """An engine: its pinned requirements (a pip file) and its worker script.
 
+    requirements: None for an engine that runs in the course's own Python, when `modules` are there.
     build_first: names out of the requirements that other packages need while they are built.
     variables: environment variables for pip and for the worker.
     megabytes: size of the installed environment, about.
+    borrows: its environment also sees the course's packages, after its own. So torch is not installed twice.
+    modules: what the course's own Python must be able to import, for an engine without requirements.
+    needs: names of engines whose prepared files this one reads; they are installed first.
+    steps: names of what its worker prepares once from a model, in this order.
     """
 
     name: str
     purpose: str
-    requirements: Path
+    requirements: Path | None
     worker: Path
     build_first: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
     megabytes: int = 0
+    borrows: bool = False
+    modules: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -44,16 +55,22 @@ class Engine:
     @property
     def python(self) -> Path:
         """Its interpreter."""
+        if self.requirements is None:
+            return Path(sys.executable)
         return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
     @property
     def how_to_install(self) -> str:
         """The command that installs it."""
+        if self.requirements is None:
+            return "make setup"
         return f"course engines install {self.name}"
 
 
 def is_installed(engine: Engine) -> bool:
     """True when the environment is complete and made from the pins as they are now."""
+    if engine.requirements is None:
+        return all(importlib.util.find_spec(module) for module in engine.modules)
     try:
         return json.loads((engine.folder / MARKER).read_text())["pins"] == _pins(engine)
     except (OSError, ValueError, KeyError, TypeError):
@@ -68,6 +85,14 @@ def install(engine: Engine, python: str | Path = sys.executable, again: bool = F
     python: the interpreter to build it with. again: build it even if it is complete.
     Raises CourseError when pip fails; its messages are in install.log beside the environment.
     """
+    if engine.requirements is None:
+        if not is_installed(engine):
+            raise CourseError(f"{engine.name} needs {', '.join(engine.modules)} in the course's own Python: "
+                              "run `make setup`")
+        return engine.folder
+    if engine.borrows and Path(python) != Path(sys.executable):
+        raise CourseError(f"{engine.name} uses packages of the course's own Python, so it is built with "
+                          "that one: leave --python out")
     engine.folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(engine.folder.parent / f".{engine.name}.lock"):
         if is_installed(engine) and not again:
@@ -80,6 +105,8 @@ def install(engine: Engine, python: str | Path = sys.executable, again: bool = F
         with open(log, "w") as record:
             for step, command in _steps(engine, python):
                 _run(engine, step, command, record)
+                if engine.borrows and not _borrowed(engine).exists():
+                    _borrowed(engine).write_text("".join(f"{folder}\n" for folder in _site_packages()))
         aside = engine.folder / f"{MARKER}.tmp"
         aside.write_text(json.dumps({"pins": _pins(engine)}))
         os.replace(aside, engine.folder / MARKER)
@@ -87,10 +114,25 @@ def install(engine: Engine, python: str | Path = sys.executable, again: bool = F
 
 
 def _pins(engine: Engine) -> str:
+    # Borrowed packages are part of what was installed: another Python has others.
+    borrowed = "".join(_site_packages()) if engine.borrows else ""
     try:
-        return hashlib.sha256(engine.requirements.read_bytes()).hexdigest()
+        return hashlib.sha256(engine.requirements.read_bytes() + borrowed.encode()).hexdigest()
     except OSError:
         return "missing"
+
+
+def _site_packages() -> list[str]:
+    """Folders of the packages of the Python that runs now."""
+    return list(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
+
+
+def _borrowed(engine: Engine) -> Path:
+    """The file that adds the course's packages to the environment: Python reads it when it starts."""
+    if os.name == "nt":
+        return engine.folder / "Lib" / "site-packages" / "course.pth"
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    return engine.folder / "lib" / version / "site-packages" / "course.pth"
 
 
 def _steps(engine: Engine, python: str | Path) -> list[tuple[str, list[str]]]:

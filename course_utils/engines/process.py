@@ -60,6 +60,7 @@ def run(engine: str | Engine, request: dict, timeout: float = 600) -> Answer | E
         size = f" ({engine.megabytes:,} MB)" if engine.megabytes else ""
         return EngineUnavailable(engine.name, "missing",
                                  f"not installed. Install it{size} with: {engine.how_to_install}")
+    engine.folder.mkdir(parents=True, exist_ok=True)  # an engine of the course's own Python has none yet
     handle, log = tempfile.mkstemp(prefix=f"{engine.name}-", suffix=".log", dir=engine.folder)
     start = time.perf_counter()
     with os.fdopen(handle, "w") as record:

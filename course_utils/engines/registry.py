@@ -1,5 +1,6 @@
-"""The engines of this course."""
+"""The engines of this course, and the variants of them that lesson 11 compares."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from course_utils.engines.environment import Engine
@@ -7,21 +8,57 @@ from course_utils.engines.environment import Engine
 _ROOT = Path(__file__).resolve().parents[2]
 _WORKERS = Path(__file__).resolve().parent / "workers"
 
+
+def _engine(name: str, purpose: str, **more) -> Engine:
+    """An engine whose files have the usual names."""
+    requirements = _ROOT / "environments" / f"{name}.txt"
+    return Engine(name, purpose, requirements, _WORKERS / f"{name.replace('-', '_')}_worker.py", **more)
+
+
 ENGINES = {
     engine.name: engine
     for engine in [
-        Engine(
-            name="auto-gptq",
-            purpose="AutoGPTQ 0.7.1, the GPTQ library that most tutorials name; its upstream has stopped",
-            requirements=_ROOT / "environments" / "auto-gptq.txt",
-            worker=_WORKERS / "auto_gptq_worker.py",
+        _engine(
+            "auto-gptq",
+            "AutoGPTQ 0.7.1, the GPTQ library that most tutorials name; its upstream has stopped",
             # auto-gptq has a wheel for some Pythons only. Its source build imports torch, and its CUDA
             # kernels are of no use here.
             build_first=("setuptools", "wheel", "numpy", "torch"),
             variables={"BUILD_CUDA_EXT": "0"},
             megabytes=1500,
         ),
+        Engine(
+            "torch", "PyTorch through transformers: eager, compiled, INT8 weights of two libraries",
+            requirements=None, worker=_WORKERS / "torch_worker.py", modules=("torch", "transformers"),
+        ),
+        _engine("llamacpp", "llama.cpp in the wheel xllamacpp; reads the packaged GGUF", borrows=True,
+                megabytes=127),
     ]
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: an engine and what it is told.
+
+    bits: of a weight of a linear layer, as stored. loads: "model" (the model's folder), "gguf" (the packaged
+    file's folder) or the name of the engine whose prepared files it loads. part: sub-folder of those files.
+    """
+
+    engine: str
+    options: dict = field(default_factory=dict)
+    bits: int = 32
+    loads: str = "model"
+    part: str = ""
+
+
+VARIANTS = {
+    "torch FP32": Variant("torch", {"variant": "fp32"}),
+    "torch BF16": Variant("torch", {"variant": "bf16"}, bits=16),
+    "torch.compile FP32": Variant("torch", {"variant": "compile"}),
+    "torchao INT8": Variant("torch", {"variant": "torchao-int8"}, bits=8),
+    "bitsandbytes INT8": Variant("torch", {"variant": "bitsandbytes-int8"}, bits=8),
+    "llama.cpp Q4_1": Variant("llamacpp", bits=4, loads="gguf"),
 }
 
 

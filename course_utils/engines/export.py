@@ -1,0 +1,105 @@
+"""Files that engines make once from a model: exported graphs, quantized weights.
+
+They are kept in the course's cache, one folder for each engine and model, with a manifest: a folder that was
+interrupted or damaged is made anew, and two processes do not make the same one at once.
+"""
+
+import hashlib
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from course_utils import cache
+from course_utils.engines import environment, process
+from course_utils.engines.environment import Engine
+from course_utils.engines.registry import find
+from course_utils.errors import CourseError
+
+MEGABYTES = 3000  # free space asked for before anything is made: FP32 twice, and what is in between
+
+
+def install(engine: Engine, python=None, again: bool = False, model: str | Path | None = None) -> Path:
+    """Build the engine's environment and, with it, the files that it needs; returns its folder.
+
+    Engines that it depends on are installed first. python, again: as in `environment.install`.
+    model: folder of the model that is prepared (default: the embedded one).
+    Raises CourseError when pip or the preparation fails.
+    """
+    for name in engine.needs:
+        install(find(name), python, model=model)
+    folder = environment.install(engine, python or environment.sys.executable, again)
+    prepare(engine, model)
+    return folder
+
+
+def prepare(engine: Engine, model: str | Path | None = None) -> Path | None:
+    """Make the engine's files from the model in this folder; returns their folder, None if it needs none.
+
+    Quick when they are there. Raises CourseError when the engine's worker fails.
+    """
+    if not engine.steps:
+        return None
+    model = _model(model)
+    source = prepare(find(engine.needs[0]), model) if engine.needs else None
+
+    def build(folder: Path) -> None:
+        for step in tqdm(engine.steps, desc=f"{engine.name}: preparing", unit=" files"):
+            request = {"task": "prepare", "step": step, "model": str(model), "out": str(folder / step),
+                       "source": str(source) if source else None, "threads": 1}
+            with _ticking(f"{engine.name}: {step}"):
+                answer = process.run(engine, request, timeout=3600)
+            if not answer:
+                raise CourseError(f"preparing {step} failed: {answer}")
+
+    return cache.cached_folder(_name(engine, model), build, _version(engine), MEGABYTES)
+
+
+def prepared(engine: Engine, model: str | Path | None = None) -> Path | None:
+    """The folder of the engine's files when they are complete, else None. Makes nothing."""
+    model = _model(model)
+    folder = cache.cache_dir() / _name(engine, model)
+    return folder if cache.problem(folder, _version(engine)) is None else None
+
+
+def _model(folder) -> Path:
+    from course_utils import models
+
+    return Path(folder or models.embedded_lm())
+
+
+def _name(engine: Engine, model: Path) -> str:
+    """Name of the cached folder; another model, or the same one changed, gets another."""
+    listed = model / cache.MANIFEST
+    if listed.exists():
+        content = listed.read_text()
+    else:
+        content = repr(sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in model.iterdir()))
+    return f"engine-{engine.name}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"
+
+
+def _version(engine: Engine) -> str:
+    """Changes when the engine's pins or its worker change: the files are then made again."""
+    content = engine.requirements.read_bytes() + engine.worker.read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@contextmanager
+def _ticking(text: str):
+    """A line with the seconds gone by, while something runs that cannot say how far it is."""
+    done = threading.Event()
+    bar = tqdm(total=0, desc=text, bar_format="{desc}: {elapsed} gone by", leave=False)
+
+    def tick():
+        while not done.wait(1):
+            bar.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        bar.close()

@@ -1,0 +1,115 @@
+"""Every engine on the same prompt and the same text, each as a process: one table."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from course_utils.engines import agreement, export, process
+from course_utils.engines.environment import Engine, is_installed
+from course_utils.engines.process import EngineUnavailable
+from course_utils.engines.registry import VARIANTS, Variant, find
+
+REFERENCE = "torch FP32"  # agreement is agreement with this one
+
+
+def installed(names=None) -> list[str]:
+    """Those of the variants (default: all) that can run now."""
+    return [name for name in names or VARIANTS if not isinstance(_loads(name, None), EngineUnavailable)]
+
+
+def measure_all(
+    names, prompt, new_tokens, score, threads=1, repeats=3, timeout=300, model=None
+) -> list[dict]:
+    """A row for each variant: speed, memory, size and agreement with FP32. Shows progress.
+
+    names       out of `VARIANTS`. The reference runs first, whether it is among them or not
+    prompt      token ids that are read before anything is written
+    new_tokens  ids to write, 2 or more
+    score       token ids of an ordinary text; agreement is measured at each of its positions
+    threads     for the engine. repeats: of the timed part, after one warm-up. timeout: seconds an engine
+    model       folder of the model (default: the embedded one)
+
+    Rows have the same keys, None where there is no figure: "engine", "bits", "load (s)", "disk (MB)",
+    "resident (MB)", "peak (MB)", "prefill (tokens/s)", "decode (tokens/s)", "decode (tokens/CPU s)",
+    "top-1 match" (0 to 1), "KL (nats)", "same text" (greedy text equal to the reference's), "threads",
+    "note" (why there is no figure, and what installs the engine).
+    Raises ValueError for an unknown name.
+    """
+    for name in names:
+        _variant(name)
+    prompt, score = ([int(token) for token in ids] for ids in (prompt, score))
+    request = {"prompt": prompt, "new_tokens": new_tokens, "score": score, "threads": threads,
+               "repeats": repeats}
+    answers, rows = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        order = [REFERENCE, *(name for name in names if name != REFERENCE)]
+        bar = tqdm(order, desc="Engines", unit=" engines")
+        for name in bar:
+            bar.set_postfix_str(name)
+            file = Path(folder) / f"{len(rows)}.npy"
+            answers[name] = call(name, request | {"logits_file": str(file)}, timeout, model)
+            rows[name] = _row(name, answers[name], file, answers[REFERENCE], Path(folder) / "0.npy", threads)
+            if len(rows) > 1:
+                file.unlink(missing_ok=True)
+    return [rows[name] for name in names]
+
+
+def call(name: str, request: dict, timeout: float = 300, model=None):
+    """Run one variant's worker: an Answer, or an EngineUnavailable that says why not."""
+    loads = _loads(name, model)
+    if isinstance(loads, EngineUnavailable):
+        return loads
+    variant = _variant(name)
+    request = {"task": "measure", "folder": str(loads), "options": variant.options} | request
+    return process.run(_engine(variant), request, timeout)
+
+
+def _variant(name: str) -> Variant:
+    if name not in VARIANTS:
+        raise ValueError(f"no engine {name!r} in the table; known: {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def _engine(variant: Variant) -> Engine:
+    return find(variant.engine)
+
+
+def _loads(name: str, model) -> Path | EngineUnavailable:
+    """The folder that the variant loads."""
+    from course_utils import models
+
+    variant = _variant(name)
+    engine = _engine(variant)
+    missing = EngineUnavailable(name, "missing", f"not installed. Install it with: {engine.how_to_install}")
+    if not is_installed(engine):
+        return missing
+    if variant.loads == "model":
+        return Path(model or models.embedded_lm())
+    if variant.loads == "gguf":
+        return models.embedded_gguf().parent
+    folder = export.prepared(find(variant.loads), model)
+    return folder / variant.part if folder else missing
+
+
+def _row(name, answer, file, reference, reference_file, threads) -> dict:
+    row = {"engine": name, "bits": VARIANTS[name].bits} | dict.fromkeys(
+        ["load (s)", "disk (MB)", "resident (MB)", "peak (MB)", "prefill (tokens/s)", "decode (tokens/s)",
+         "decode (tokens/CPU s)", "top-1 match", "KL (nats)", "same text"])  # fmt: skip
+    row |= {"threads": threads, "note": ""}
+    if not answer:
+        return row | {"note": answer.details}
+    found = answer.values
+    row |= {
+        "load (s)": found["load_seconds"], "disk (MB)": found["disk_bytes"] / 1e6,
+        "resident (MB)": found["resident_bytes"] / 1e6, "peak (MB)": found["peak_bytes"] / 1e6,
+        "prefill (tokens/s)": found["prefill_rate"], "decode (tokens/s)": found.get("decode_rate"),
+        "decode (tokens/CPU s)": found.get("decode_cpu_rate"),
+    }  # fmt: skip
+    if reference:
+        logits, expected = np.load(file), np.load(reference_file)
+        row |= {"top-1 match": agreement.top1_match(logits, expected),
+                "KL (nats)": agreement.mean_kl(expected, logits),
+                "same text": found["tokens"] == reference.values["tokens"]}
+    return row

@@ -1,0 +1,113 @@
+"""llama.cpp on a GGUF file, through its own C functions.
+
+xllamacpp is a prebuilt wheel of llama.cpp. Its Python side has a server only, whose scores come as text, half
+a second a position. But the library's C functions are in the same file, and `ctypes` calls them. llama.cpp's
+parameter structures change from release to release: they are passed through as a block of bytes.
+"""
+
+import ctypes
+from pathlib import Path
+
+from protocol import Session, serve
+
+
+class Parameters(ctypes.Structure):
+    """A parameter structure of llama.cpp as it comes; 1,024 bytes are more than any of them has."""
+
+    _fields_ = [("words", ctypes.c_uint32 * 256)]
+
+
+class Batch(ctypes.Structure):
+    """llama_batch: tokens to read, and at which of them scores are wanted."""
+
+    _fields_ = [("n_tokens", ctypes.c_int32), ("token", ctypes.POINTER(ctypes.c_int32)),
+                ("embd", ctypes.c_void_p), ("pos", ctypes.c_void_p), ("n_seq_id", ctypes.c_void_p),
+                ("seq_id", ctypes.c_void_p), ("logits", ctypes.POINTER(ctypes.c_int8))]  # fmt: skip
+
+
+def functions():
+    """The C functions used here, with their types."""
+    import xllamacpp
+
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    pointer, number = ctypes.c_void_p, ctypes.c_int32
+    types = {
+        "llama_backend_init": (None, []),
+        "llama_model_default_params": (Parameters, []),
+        "llama_context_default_params": (Parameters, []),
+        "llama_model_load_from_file": (pointer, [ctypes.c_char_p, Parameters]),
+        "llama_init_from_model": (pointer, [pointer, Parameters]),
+        "llama_n_ctx": (ctypes.c_uint32, [pointer]),
+        "llama_set_n_threads": (None, [pointer, number, number]),
+        "llama_model_get_vocab": (pointer, [pointer]),
+        "llama_vocab_n_tokens": (number, [pointer]),
+        "llama_get_memory": (pointer, [pointer]),
+        "llama_memory_clear": (None, [pointer, ctypes.c_bool]),
+        "llama_decode": (number, [pointer, Batch]),
+        "llama_get_logits_ith": (ctypes.POINTER(ctypes.c_float), [pointer, number]),
+    }
+    for name, (result, arguments) in types.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class LlamaCppSession(Session):
+    """options {"positions": length of its KV cache, default 1024}"""
+
+    packages = ("xllamacpp",)
+    weights = ("*.gguf",)
+
+    def load(self, folder):
+        self.c = functions()
+        self.c.llama_backend_init()
+        file = str(next(Path(folder).glob("*.gguf"))).encode()
+        model = self.c.llama_model_load_from_file(file, self.c.llama_model_default_params())
+        if not model:
+            raise ValueError(f"llama.cpp does not read {file.decode()}")
+        settings, positions = self.c.llama_context_default_params(), self.options.get("positions", 1024)
+        settings.words[0] = positions  # n_ctx is the first field
+        self.context = self.c.llama_init_from_model(model, settings)
+        if not self.context or self.c.llama_n_ctx(self.context) != positions:
+            raise ValueError("llama.cpp made no context of that length: its structures have changed")
+        self.c.llama_set_n_threads(self.context, self.threads, self.threads)
+        self.vocabulary = self.c.llama_vocab_n_tokens(self.c.llama_model_get_vocab(model))
+
+    def prefill(self, ids):
+        self._forget()
+        self._read(ids, [0] * (len(ids) - 1) + [1])
+        return int(self._scores(len(ids) - 1).argmax())
+
+    def step(self, token):
+        self._read([token], [1])
+        return int(self._scores(0).argmax())
+
+    def logits(self, ids):
+        import numpy as np
+
+        self._forget()
+        self._read(ids, [1] * len(ids))
+        return np.stack([self._scores(position).copy() for position in range(len(ids))])
+
+    def _forget(self):
+        self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
+
+    def _read(self, ids, wanted):
+        """Run the model over ids, after those read so far; wanted: 1 where scores are kept, else 0."""
+        n = len(ids)
+        # No positions given: llama.cpp counts on from those in its cache.
+        batch = Batch(n, (ctypes.c_int32 * n)(*ids), None, None, None, None, (ctypes.c_int8 * n)(*wanted))
+        code = self.c.llama_decode(self.context, batch)
+        if code:
+            raise ValueError(f"llama_decode gave {code}: no room for {n} more tokens?")
+
+    def _scores(self, position):
+        """float32 [vocabulary]: llama.cpp's own memory, to be copied before the next pass."""
+        import numpy as np
+
+        scores = self.c.llama_get_logits_ith(self.context, position)
+        return np.ctypeslib.as_array(scores, shape=(self.vocabulary,))
+
+
+if __name__ == "__main__":
+    serve(LlamaCppSession)

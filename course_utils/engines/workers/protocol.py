@@ -1,0 +1,192 @@
+"""What every engine of lesson 11 does: load, read a prompt, write one token at a time, give logits.
+
+A worker file defines a `Session` and ends in `serve(MySession)`. It runs as a process of its own, so that
+memory is exact, no other library's threads are awake, and a crash is a row in a table. It reads one JSON
+request from standard input and prints one JSON answer as its last line.
+
+Request {"task": "measure", "folder": what the engine loads, "options": {...}, "prompt": [ids],
+         "new_tokens": 32, "score": [ids], "logits_file": path or null, "threads": 1, "repeats": 3}
+Answer: load_seconds, disk_bytes, resident_start / _loaded / _bytes and peak_bytes, prefill_rate and
+decode_rate (tokens per second, median of the repeats), prefill_cpu_rate and decode_cpu_rate (tokens per CPU
+second: they hold on a busy machine, too), tokens (what it wrote), threads, versions. The logits of `score`,
+FP32 [tokens, vocabulary], go to logits_file (.npy).
+
+Request {"task": "prepare", "step": name, "model": folder, "source": folder or null, "out": folder} makes
+files that the engine loads later. Request {"task": "versions"} says what is installed.
+
+This file imports nothing of the course: it also runs where the course is not installed.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+
+class Session:
+    """One loaded model in one engine. A worker overrides what ends in NotImplementedError.
+
+    options: the variant, for example {"variant": "int4"}. threads: how many the engine may use.
+    """
+
+    packages = ()  # names whose versions matter
+    weights = ("*.safetensors",)  # files of the folder that hold the weights
+
+    def __init__(self, options=None, threads=1):
+        self.options, self.threads = options or {}, threads
+
+    def load(self, folder):
+        """Read the model from its folder. Imports the engine's package, so that its memory is counted."""
+        raise NotImplementedError
+
+    def prefill(self, ids):
+        """Forget everything, read the prompt (token ids) in one pass, return the most likely next id."""
+        raise NotImplementedError
+
+    def step(self, token):
+        """Read one token after those read so far, return the most likely next id."""
+        raise NotImplementedError
+
+    def logits(self, ids):
+        """Scores of the next token after each token of ids: float32 NumPy array [tokens, vocabulary]."""
+        raise NotImplementedError
+
+    def prepare(self, step, model, source, out):
+        """Make files that `load` needs. Engines that load the model's own folder make none."""
+        raise ValueError(f"{type(self).__name__} prepares nothing")
+
+    def generate(self, ids, n):
+        """n token ids after the prompt, greedy. An end-of-text token does not stop it."""
+        return self.timed(ids, n)[0]
+
+    def timed(self, ids, n):
+        """(n token ids, clock of the prompt, clock of the n - 1 steps after it); n is 1 or more.
+
+        The prompt's pass gives the first new token already, so the steps are one fewer.
+        """
+        with Clock() as prompt:
+            tokens = [self.prefill(ids)]
+        with Clock() as steps:
+            while len(tokens) < n:
+                tokens.append(self.step(tokens[-1]))
+        return tokens, prompt, steps
+
+    def disk_bytes(self, folder):
+        """Bytes of the files that hold the weights."""
+        return sum(path.stat().st_size for pattern in self.weights for path in Path(folder).glob(pattern))
+
+    def versions(self):
+        """{package: version} of what is installed, and the Python."""
+        found = {"python": sys.version.split()[0]}
+        for name in self.packages:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                found[name] = None
+        return found
+
+
+class NotAvailable(Exception):
+    """The engine cannot run on this machine; the message says why."""
+
+
+class Clock:
+    """Wall seconds and CPU seconds (of all threads) of a `with` block."""
+
+    def __init__(self, wall=0.0, cpu=0.0):
+        self.wall, self.cpu = wall, cpu
+
+    def __enter__(self):
+        self.start = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_):
+        self.wall = time.perf_counter() - self.start[0]
+        self.cpu = time.process_time() - self.start[1]
+
+
+def measure(session, request):
+    """Load, warm up, time, and score one text; the answer described at the top of this file."""
+    start = resident()
+    with Clock() as load:
+        session.load(request["folder"])
+    loaded = resident()
+    prompt, n = request["prompt"], request["new_tokens"]
+    session.generate(prompt, min(n, 4))  # the first pass pays for buffers and compilation
+    runs = [session.timed(prompt, n) for _ in range(request.get("repeats", 3))]
+    answer = {
+        "load_seconds": load.wall, "disk_bytes": session.disk_bytes(request["folder"]),
+        "resident_start": start, "resident_loaded": loaded, "resident_bytes": resident(),
+        "peak_bytes": peak(), "tokens": [int(token) for token in runs[0][0]],
+        "prefill_rate": median(len(prompt) / clock.wall for _, clock, _ in runs),
+        "prefill_cpu_rate": median(len(prompt) / max(clock.cpu, 1e-9) for _, clock, _ in runs),
+        "threads": session.threads, "versions": session.versions(),
+    }  # fmt: skip
+    if n > 1:
+        answer["decode_rate"] = median((n - 1) / clock.wall for _, _, clock in runs)
+        answer["decode_cpu_rate"] = median((n - 1) / max(clock.cpu, 1e-9) for _, _, clock in runs)
+    if request.get("logits_file"):
+        import numpy as np
+
+        np.save(request["logits_file"], np.asarray(session.logits(request["score"]), dtype=np.float32))
+    return answer
+
+
+def resident():
+    """Bytes of memory that this process holds now, the pages of mapped files that it has read included."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def peak():
+    """The most bytes of memory that this process has held at once."""
+    if sys.platform == "linux":
+        # getrusage would give the parent's peak: a child inherits it when it is started.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def serve(session_class):
+    """Answer one request on standard input; the answer is the last line of standard output."""
+    answer_file = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to the log
+    request = json.load(sys.stdin)
+    threads = int(request.get("threads", 1))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)  # read by libraries when they are imported
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything that is loaded here is a local folder
+    try:
+        answer = _answer(session_class(request.get("options"), threads), request)
+    except (NotAvailable, ImportError, OSError, ValueError, KeyError) as error:
+        words = str(error) if isinstance(error, NotAvailable) else f"{type(error).__name__}: {error}"
+        import traceback
+
+        traceback.print_exc()
+        answer = {"error": words}
+    answer_file.write(json.dumps(answer) + "\n")
+    answer_file.flush()
+
+
+def _answer(session, request):
+    task = request.get("task", "measure")
+    if task == "measure":
+        return measure(session, request)
+    if task == "prepare":
+        with Clock() as clock:
+            session.prepare(request["step"], request["model"], request.get("source"), request["out"])
+        return {"seconds": clock.wall, "peak_bytes": peak(), "versions": session.versions()}
+    if task == "versions":
+        return {"versions": session.versions()}
+    raise ValueError(f"unknown task {task!r}: known are measure, prepare, versions")
