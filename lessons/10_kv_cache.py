@@ -86,7 +86,7 @@ fig, ax = plt.subplots()
 for label, color in (("no cache", "vermilion"), ("cache", "blue")):
     ax.plot(lengths[:4], [1000 * s for s in seconds[label]], "o-", color=plots.PALETTE[color], label=label)
 ax.set(xlabel="tokens before", ylabel="ms for the next token", title="One more token",
-       xscale="log", yscale="log")  # fmt: skip
+       xscale="log", yscale="log")
 ax.set_xticks(lengths[:4], [str(n) for n in lengths[:4]])
 ax.minorticks_off()
 ax.legend()
@@ -134,7 +134,7 @@ print(f"in BF16, half as much: {measured_bf16:,.0f} bytes a token")
 def one_layer(kv_heads):
     """Bytes a token of a random one-layer model with so many key-value heads, weighed."""
     changes = {"num_hidden_layers": 1, "num_key_value_heads": kv_heads, "vocab_size": 64,
-               "pad_token_id": None}  # fmt: skip
+               "pad_token_id": None}
     small = LlamaForCausalLM(type(config)(**(config.to_dict() | changes))).to(torch.bfloat16)
     cache = make_cache(small.config, DynamicLayer)
     decoding.read(small, torch.arange(32)[None], cache, 32)
@@ -142,9 +142,9 @@ def one_layer(kv_heads):
 
 
 grouped, multi_head = (config.num_hidden_layers * one_layer(kv_heads)
-                       for kv_heads in (config.num_key_value_heads, config.num_attention_heads))  # fmt: skip
+                       for kv_heads in (config.num_key_value_heads, config.num_attention_heads))
 print(f"weighed in BF16, {config.num_hidden_layers} layers: GQA {grouped:,.0f} bytes a token, "
-      f"MHA {multi_head:,.0f}")  # fmt: skip
+      f"MHA {multi_head:,.0f}")
 del cache
 
 # %% name="bytes-models"
@@ -152,10 +152,10 @@ known = {"LLaMA-13B": (40, 40, 40, 128), "Llama-3-8B": (32, 32, 8, 128), "Llama-
 rows = {}
 for name, (n_layers, heads, kv_heads, head_dim) in known.items():
     other = type(config)(num_hidden_layers=n_layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-                         head_dim=head_dim, hidden_size=heads * head_dim)  # fmt: skip
+                         head_dim=head_dim, hidden_size=heads * head_dim)
     each = costs.kv_bytes_per_token(other)
     rows[name] = {"query heads": heads, "key-value heads": kv_heads, "KiB a token": each / 1024,
-                  "GB at 8,192 tokens": round(8192 * each / 1e9, 2)}  # fmt: skip
+                  "GB at 8,192 tokens": round(8192 * each / 1e9, 2)}
 measure.table(rows)
 
 # %% [markdown] name="bytes-reading"
@@ -197,7 +197,7 @@ for name, make in kinds.items():
 # %% name="exact-text"
 prompt = tokenizer("The history of the city begins", return_tensors="pt").input_ids.to(DEVICE)
 expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=14,
-                          min_new_tokens=14, do_sample=False, pad_token_id=0)  # fmt: skip
+                          min_new_tokens=14, do_sample=False, pad_token_id=0)
 print(tokenizer.decode(expected[0]))
 for name, make in {"no cache": lambda: None, **kinds}.items():
     same = torch.equal(decoding.greedy(model, prompt, 14, make()), expected)
@@ -208,9 +208,9 @@ rows = {}
 for name, make in {"no cache": lambda: None, **kinds}.items():
     cache = make()
     speed = measure.latency(lambda cache=cache: decoding.greedy(model, heldout[None, :100], 12, cache),
-                            warmup=0, repeats=1)  # fmt: skip
+                            warmup=0, repeats=1)
     rows[name] = {"s for 100 + 12 tokens": round(speed.median, 2),
-                  "MB held": round(sizes.stored_bytes(cache) / 1e6, 2) if cache else 0.0}  # fmt: skip
+                  "MB held": round(sizes.stored_bytes(cache) / 1e6, 2) if cache else 0.0}
 measure.table(rows)
 
 # %% [markdown] name="window-text"
@@ -321,9 +321,9 @@ measure.table(quantized_rows)
 fig, ax = plt.subplots()
 for keys_by, color, mark in (("channel", "blue", "o"), ("token", "vermilion", "s")):
     points = [(row["bits a number"], row["perplexity"]) for name, row in quantized_rows.items()
-              if name.endswith(keys_by)]  # fmt: skip
+              if name.endswith(keys_by)]
     ax.plot(*zip(*sorted(points), strict=True), mark + "-", color=plots.PALETTE[color],
-            label=f"keys by {keys_by}")  # fmt: skip
+            label=f"keys by {keys_by}")
 ax.axhline(exact.value, color="#999999", linewidth=1, linestyle=":")
 ax.text(ax.get_xlim()[1], exact.value, "exact", ha="right", va="bottom", color="#555555")
 ax.set(xlabel="bits a number, scales counted", ylabel="perplexity", yscale="log", title="A rounded KV cache")
@@ -405,7 +405,7 @@ slots = 16_384
 usages = {}
 for policy, label in (("max", "room for 2,048 tokens each"),
                       ("pow2", "the answer's length guessed within 2x"),
-                      ("oracle", "the answer's length known")):  # fmt: skip
+                      ("oracle", "the answer's length known")):
     usages[label] = trace.serve(ContiguousMemory(slots, policy), requests)
 measure.table({label: usage.row() for label, usage in usages.items()})
 
@@ -444,7 +444,7 @@ for ax, (label, memory) in zip(axes, {
 }.items(), strict=True):
     trace.serve(memory, requests, until=300)
     ax.imshow(np.array(memory.layout()).reshape(32, -1), aspect="auto", cmap=colors, vmin=0, vmax=2,
-              interpolation="nearest")  # fmt: skip
+              interpolation="nearest")
     ax.set(title=f"{label}: {memory.stored / slots:.0%} used", xticks=[], yticks=[])
     ax.grid(False)
     for side in ax.spines.values():
@@ -598,7 +598,7 @@ else:
 #   and large batches it is bound by reading the cache.
 # - The loss at 2 bits, and what a window without sinks costs. Both depend on the model.
 # - The share of memory used depends on the trace. With short chats (prompts of 19, answers of 58 tokens) the
-#   worst-case reservation uses 4 %, and blocks of 16 leave a fifth of their slots empty.
+#   worst-case reservation uses 4 %, and blocks of 16 leave a sixth of their slots empty.
 # - Steps are counted, not seconds. A step with 40 requests takes longer than one with 8; the paper measured 2
 #   to 4 times the throughput, and 20 to 26 % more time in the attention kernel itself.
 # - What holds: the bytes a token; that exact caches are exact; that a cache turns quadratic work into linear
@@ -625,11 +625,11 @@ print(f"    LLaMA-13B leaves {llama / 1e6:.2f} MB a token: 2,048 tokens take {20
 
 # %% name="claim-c12" tolerance=0.02
 worst, known_length, paged_usage = (usages[label] for label in (
-    "room for 2,048 tokens each", "the answer's length known", "blocks of 16"))  # fmt: skip
+    "room for 2,048 tokens each", "the answer's length known", "blocks of 16"))
 good = paged_usage.wasted < 0.04 and worst.steps >= 2 * paged_usage.steps
 print(f"C12: {'right' if good else 'not confirmed on this trace'}. Reserved in one piece, the memory holds")
 print(f"    tokens in {worst.used:.1%} to {known_length.used:.1%} of its slots (paper: 20.4 % to 38.2 %).")
 print(f"    In blocks of 16, {paged_usage.used:.1%} of all slots hold tokens; of the reserved ones "
-      f"{paged_usage.wasted:.1%} are empty (paper: under 4 %).")  # fmt: skip
+      f"{paged_usage.wasted:.1%} are empty (paper: under 4 %).")
 print(f"    {paged_usage.running:.0f} requests run at once, not {worst.running:.0f}; the trace takes "
       f"{worst.steps / paged_usage.steps:.1f} times fewer steps (paper: 2 to 4 times the throughput).")
