@@ -34,7 +34,7 @@ ENGINES = {
         _engine("llamacpp", "llama.cpp in the wheel xllamacpp; reads the packaged GGUF", borrows=True,
                 megabytes=127),
         _engine("onnxruntime", "ONNX Runtime on our own export with a KV cache: FP32, INT8, INT4",
-                borrows=True, megabytes=900, steps=("fp32", "int8", "int4")),
+                borrows=True, megabytes=900, steps=("fp32", "int8", "int4"), files=2),
         _engine("onnxruntime-genai", "ONNX Runtime GenAI: its own model builder, INT4", borrows=True,
                 megabytes=100, steps=("int4",)),
         _engine("openvino", "OpenVINO on our ONNX export, weights INT8 and INT4 by NNCF", borrows=True,

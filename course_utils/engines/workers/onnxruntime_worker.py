@@ -85,17 +85,19 @@ class OnnxSession(Session):
 
         model = onnx.load(fp32)
         head = untie(model)
-        for bits, more in ((4, {"nodes_to_exclude": [head]}),
-                           (8, {"op_types_to_quantize": ("MatMul", "Gather")})):
+        for bits, left_out in ((4, [head]), (8, [])):  # the second round finds the output layer only
             quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=BLOCK, is_symmetric=False,
-                                             accuracy_level=4, **more)
+                                             accuracy_level=4, nodes_to_exclude=left_out)
             quantizer.process()
             model = quantizer.model.model
         onnx.save(model, out / "model.onnx", save_as_external_data=True, location="model.onnx.data")
 
 
 def untie(model):
-    """Make the output layer a MatMul with weights of its own, as the quantizer wants it; returns its name."""
+    """Make the output layer a MatMul with weights of its own, as the quantizer wants it; returns its name.
+
+    The embedding becomes INT8 with a scale for each token: the quantizer has only INT4 for it.
+    """
     import onnx
 
     (head,) = [node for node in model.graph.node if node.op_type == "Gemm"]
@@ -106,7 +108,32 @@ def untie(model):
     position = list(model.graph.node).index(head)
     model.graph.node.remove(head)
     model.graph.node.insert(position, new)
+    quantize_embedding(model, head.input[1], weight)
     return new.name
+
+
+def quantize_embedding(model, name, weight):
+    """Replace the look-up in the FP32 matrix `name` by one in INT8 rows, times each row's scale."""
+    import numpy as np
+    import onnx
+
+    scale = np.abs(weight).max(axis=1, keepdims=True) / 127 + np.finfo(np.float32).tiny
+    rows = np.round(weight / scale).astype(np.int8)
+    (gather,) = [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] == name]
+    make, ids = onnx.helper.make_node, gather.input[1]
+    nodes = [make("Gather", ["embedding_rows", ids], ["row"]),
+             make("Gather", ["embedding_scales", ids], ["scale"]),
+             make("Cast", ["row"], ["row_fp32"], to=onnx.TensorProto.FLOAT),
+             make("Mul", ["row_fp32", "scale"], list(gather.output))]
+    position = list(model.graph.node).index(gather)
+    model.graph.node.remove(gather)
+    for i, node in enumerate(nodes):
+        model.graph.node.insert(position + i, node)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != name]
+    del model.graph.initializer[:]
+    tensor = onnx.numpy_helper.from_array
+    model.graph.initializer.extend([*kept, tensor(rows, "embedding_rows"),
+                                    tensor(scale.astype(np.float32), "embedding_scales")])
 
 
 if __name__ == "__main__":
