@@ -33,6 +33,7 @@ class Engine:
     modules: what the course's own Python must be able to import, for an engine without requirements.
     needs: names of engines whose prepared files this one reads; they are installed first.
     steps: names of what its worker prepares once from a model, in this order.
+    files: raise it when the worker prepares something else; what is in the cache is then made again.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Engine:
     modules: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
+    files: int = 1
 
     @property
     def folder(self) -> Path:

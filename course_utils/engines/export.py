@@ -80,9 +80,8 @@ def _name(engine: Engine, model: Path) -> str:
 
 
 def _version(engine: Engine) -> str:
-    """Changes when the engine's pins or its worker change: the files are then made again."""
-    content = engine.requirements.read_bytes() + engine.worker.read_bytes()
-    return hashlib.sha256(content).hexdigest()[:16]
+    """Changes with the engine's pins or its number `files`: what it prepared is then made again."""
+    return f"{engine.files}-{hashlib.sha256(engine.requirements.read_bytes()).hexdigest()[:16]}"
 
 
 @contextmanager

@@ -33,6 +33,12 @@ ENGINES = {
         ),
         _engine("llamacpp", "llama.cpp in the wheel xllamacpp; reads the packaged GGUF", borrows=True,
                 megabytes=127),
+        _engine("onnxruntime", "ONNX Runtime on our own export with a KV cache: FP32, INT8, INT4",
+                borrows=True, megabytes=900, steps=("fp32", "int8", "int4"), files=2),
+        _engine("onnxruntime-genai", "ONNX Runtime GenAI: its own model builder, INT4", borrows=True,
+                megabytes=100, steps=("int4",)),
+        _engine("openvino", "OpenVINO on our ONNX export, weights INT8 and INT4 by NNCF", borrows=True,
+                megabytes=300, needs=("onnxruntime",), steps=("int8", "int4")),
     ]
 }  # fmt: skip
 
@@ -58,6 +64,12 @@ VARIANTS = {
     "torch.compile FP32": Variant("torch", {"variant": "compile"}),
     "torchao INT8": Variant("torch", {"variant": "torchao-int8"}, bits=8),
     "bitsandbytes INT8": Variant("torch", {"variant": "bitsandbytes-int8"}, bits=8),
+    "ONNX Runtime FP32": Variant("onnxruntime", loads="onnxruntime", part="fp32"),
+    "ONNX Runtime INT8": Variant("onnxruntime", bits=8, loads="onnxruntime", part="int8"),
+    "ONNX Runtime INT4": Variant("onnxruntime", bits=4, loads="onnxruntime", part="int4"),
+    "ONNX Runtime GenAI INT4": Variant("onnxruntime-genai", bits=4, loads="onnxruntime-genai", part="int4"),
+    "OpenVINO INT8": Variant("openvino", bits=8, loads="openvino", part="int8"),
+    "OpenVINO INT4": Variant("openvino", bits=4, loads="openvino", part="int4"),
     "llama.cpp Q4_1": Variant("llamacpp", bits=4, loads="gguf"),
 }
 

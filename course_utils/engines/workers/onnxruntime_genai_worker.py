@@ -1,0 +1,63 @@
+"""ONNX Runtime GenAI: the graph that its own model builder writes, INT4, and its own loop and KV cache."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from protocol import Session, serve
+
+
+class GenAiSession(Session):
+    """options {"positions": the longest text, default 1024}"""
+
+    packages = ("onnxruntime-genai", "onnxruntime")
+    weights = ("*.onnx", "*.data")
+
+    def load(self, folder):
+        import onnxruntime_genai as genai
+
+        self.genai = genai
+        config = genai.Config(str(folder))
+        threads = {"model": {"decoder": {"session_options": {"intra_op_num_threads": self.threads}}}}
+        config.overlay(json.dumps(threads))
+        self.model = genai.Model(config)
+
+    def prefill(self, ids):
+        self._start()
+        return self._next(ids)
+
+    def step(self, token):
+        return self._next([token])
+
+    def logits(self, ids):
+        import numpy as np
+
+        rows = []
+        self._start()
+        for token in ids:  # its prompt pass keeps the last position's scores only
+            self.generator.append_tokens([token])
+            rows.append(np.array(self.generator.get_logits()).reshape(-1))
+        return np.stack(rows)
+
+    def _start(self):
+        settings = self.genai.GeneratorParams(self.model)
+        settings.set_search_options(max_length=self.options.get("positions", 1024), do_sample=False)
+        self.generator = self.genai.Generator(self.model, settings)
+
+    def _next(self, ids):
+        import numpy as np
+
+        # The library's own choice of a token stops at an end-of-text token; the scores do not.
+        self.generator.append_tokens(list(ids))
+        return int(np.array(self.generator.get_logits()).reshape(-1).argmax())
+
+    def prepare(self, step, model, source, out):
+        with tempfile.TemporaryDirectory() as cache:
+            subprocess.run([sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(model),
+                            "-o", str(Path(out)), "-p", step, "-e", "cpu", "-c", cache], check=True)
+
+
+if __name__ == "__main__":
+    serve(GenAiSession)

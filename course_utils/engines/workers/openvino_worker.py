@@ -1,0 +1,75 @@
+"""OpenVINO on our ONNX export, with weights compressed by NNCF.
+
+prepare makes "int8" (each row of a matrix its own scale) and "int4" (groups of 64, not all layers' inputs are
+a multiple of 128; embedding and output layer stay INT8) out of the FP32 graph of the engine onnxruntime.
+"""
+
+from pathlib import Path
+
+from protocol import Session, serve
+
+GROUP = 64
+
+
+class OpenVinoSession(Session):
+    """The exported graph, compiled for the CPU; its KV cache goes from call to call as tensors."""
+
+    packages = ("openvino", "nncf")
+    weights = ("*.xml", "*.bin")
+
+    def load(self, folder):
+        import openvino
+
+        self.openvino = openvino
+        settings = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+                    "INFERENCE_PRECISION_HINT": "f32"}
+        model = openvino.Core().compile_model(str(Path(folder) / "model.xml"), "CPU", settings)
+        self.request = model.create_infer_request()
+        past = [i for i in model.inputs if i.get_any_name().startswith("past_")]
+        self.past = {i.get_any_name(): (i.partial_shape[1].get_length(), i.partial_shape[3].get_length())
+                     for i in past}
+
+    def prefill(self, ids):
+        self._forget()
+        return self._next(ids)
+
+    def step(self, token):
+        return self._next([token])
+
+    def logits(self, ids):
+        self._forget()
+        return self._run(ids, range(len(ids)))
+
+    def _forget(self):
+        import numpy as np
+
+        self.cache = {name: np.zeros((1, heads, 0, width), np.float32)
+                      for name, (heads, width) in self.past.items()}
+
+    def _next(self, ids):
+        return int(self._run(ids, [len(ids) - 1])[-1].argmax())
+
+    def _run(self, ids, kept):
+        """Scores at the positions `kept` of these ids, FP32 [kept, vocabulary]."""
+        import numpy as np
+
+        feeds = {"input_ids": np.array([ids], np.int64), "kept": np.array(kept, np.int64)} | self.cache
+        self.request.infer(feeds)
+        # The next call overwrites its outputs, so the cache is copied.
+        values = [self.request.get_output_tensor(i).data.copy() for i in range(1 + len(self.past))]
+        self.cache = dict(zip(self.past, values[1:], strict=True))
+        return values[0][0]
+
+    def prepare(self, step, model, source, out):
+        import nncf
+        import openvino
+
+        graph = openvino.Core().read_model(str(Path(source) / "fp32" / "model.onnx"))
+        modes = {"int8": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
+                 "int4": {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": GROUP, "ratio": 1.0}}
+        Path(out).mkdir(parents=True, exist_ok=True)
+        openvino.save_model(nncf.compress_weights(graph, **modes[step]), str(Path(out) / "model.xml"))
+
+
+if __name__ == "__main__":
+    serve(OpenVinoSession)

@@ -1,0 +1,92 @@
+"""The ONNX export of a tiny random Llama and ONNX Runtime on it, in the engine's own environment."""
+
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from course_utils import engines
+from course_utils.engines import agreement, process
+from tests.unit.test_engines_protocol import PROMPT, SCORE, greedy, tiny  # noqa: F401
+
+ENGINE = engines.find("onnxruntime")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not engines.is_installed(ENGINE), reason=f"needs: {ENGINE.how_to_install}"),
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, tmp_path_factory):  # noqa: F811
+    """The folder with fp32, int8 and int4 of the tiny model."""
+    out = tmp_path_factory.mktemp("onnx")
+    for step in ENGINE.steps:
+        request = {"task": "prepare", "step": step, "model": str(tiny[1]), "out": str(out / step)}
+        answer = process.run(ENGINE, request, 300)
+        assert answer, answer
+    return out
+
+
+def measured(folder, file):
+    request = {"task": "measure", "folder": str(folder), "prompt": PROMPT, "new_tokens": 6, "score": SCORE,
+               "logits_file": str(file), "repeats": 1}
+    answer = process.run(ENGINE, request, 120)
+    assert answer, answer
+    return answer.values, np.load(file)
+
+
+@torch.no_grad()
+def reference(model):
+    return model(torch.tensor([SCORE])).logits[0].numpy()
+
+
+def test_fp32_is_the_same_model(tiny, exported, tmp_path):  # noqa: F811
+    """Text is written through the cache step by step, scores come in one pass: both lengths are dynamic."""
+    values, logits = measured(exported / "fp32", tmp_path / "l.npy")
+    assert values["tokens"] == greedy(tiny[0], PROMPT, 6)
+    assert np.allclose(logits, reference(tiny[0]), atol=1e-4)
+
+
+@pytest.mark.parametrize(("step", "most"), [("int8", 0.02), ("int4", 0.05)])
+def test_quantized_stays_near(tiny, exported, tmp_path, step, most):  # noqa: F811
+    _, logits = measured(exported / step, tmp_path / "l.npy")
+    assert agreement.mean_kl(reference(tiny[0]), logits) < most
+
+
+def test_tied_weights_are_stored_once(tiny, exported):  # noqa: F811
+    data = (exported / "fp32" / "model.onnx.data").stat().st_size
+    assert data <= 4 * tiny[0].num_parameters() + 4096
+
+
+def test_batch_and_cached_steps_equal_the_whole_pass(tiny, exported):  # noqa: F811
+    """In the engine's Python: three texts at once, read in pieces of 4, 1 and 3 tokens."""
+    code = f"""
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession({str(exported / "fp32" / "model.onnx")!r})
+past = [v for v in session.get_inputs() if v.name.startswith("past_")]
+ids = np.arange(24).reshape(3, 8)
+def run(ids, cache):
+    feeds = {{"input_ids": ids, "kept": np.arange(ids.shape[1])}} | cache
+    logits, *present = session.run(None, feeds)
+    return logits, dict(zip([v.name for v in past], present))
+empty = {{v.name: np.zeros((3, v.shape[1], 0, v.shape[3]), np.float32) for v in past}}
+whole, _ = run(ids, empty)
+cache, pieces = empty, []
+for part in np.split(ids, [4, 5], axis=1):
+    logits, cache = run(part, cache)
+    pieces.append(logits)
+assert np.allclose(np.concatenate(pieces, axis=1), whole, atol=1e-4)
+np.save({str(exported / "whole.npy")!r}, whole)
+"""
+    subprocess.run([str(ENGINE.python), "-c", code], check=True)
+    with torch.no_grad():
+        expected = tiny[0](torch.arange(24).view(3, 8)).logits.numpy()
+    assert np.allclose(np.load(exported / "whole.npy"), expected, atol=1e-4)
+
+
+def test_kept_positions(tiny, exported, tmp_path):  # noqa: F811
+    """The first new token comes from a pass that keeps one position only: it is the whole pass's last."""
+    values, _ = measured(exported / "fp32", tmp_path / "l.npy")
+    with torch.no_grad():
+        assert values["tokens"][0] == int(tiny[0](torch.tensor([PROMPT])).logits[0, -1].argmax())
