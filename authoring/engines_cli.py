@@ -16,7 +16,7 @@ def list_engines():
 
     for engine in engines.ENGINES.values():
         state = "installed" if engines.is_installed(engine) else f"not installed, {engine.megabytes:,} MB"
-        typer.echo(f"{engine.name:12} {state:24} {engine.purpose}")
+        typer.echo(f"{engine.name:18} {state:24} {engine.purpose}")
 
 
 @app.command()

@@ -97,4 +97,6 @@ def main(chosen=()) -> int:
 def _figure(value) -> str:
     if isinstance(value, bool | str) or value is None:
         return str(value)
+    if isinstance(value, list | dict):
+        return f"({len(value)})"  # too much for a table; the record holds it
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -16,20 +16,16 @@ def mean_kl(reference, logits) -> float:
     """KL(reference || engine) in nats, the mean over positions.
 
     How many nats longer a text drawn from the reference gets, each token, when the engine's probabilities
-    code it. 0 only when all probabilities agree. Adding a constant to a position's logits changes nothing.
+    code it. 0 only when all probabilities agree; adding a constant to all logits of a position changes nothing.
     reference, logits: arrays [positions, vocabulary], computed in float64. Raises ValueError when their
     shapes differ.
     """
-    reference, logits = _pair(reference, logits)
-    p, q = log_softmax(reference), log_softmax(logits)
-    return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
-
-
-def log_softmax(logits) -> np.ndarray:
-    """Log-probabilities along the last axis, float64. Without the largest logit, exp cannot overflow."""
-    logits = np.asarray(logits, dtype=np.float64)
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    if np.shape(reference) != np.shape(logits):
+        raise ValueError(f"both need the same shape, not {np.shape(reference)} and {np.shape(logits)}")
+    log_p, log_q = np.asarray(reference, np.float64), np.asarray(logits, np.float64)
+    log_p, log_q = (x - x.max(axis=-1, keepdims=True) for x in (log_p, log_q))  # so that exp cannot overflow
+    log_p, log_q = (x - np.log(np.exp(x).sum(axis=-1, keepdims=True)) for x in (log_p, log_q))
+    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
 
 
 def _pair(a, b):

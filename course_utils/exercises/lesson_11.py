@@ -70,8 +70,9 @@ def _kl_cases():
     ]
 
 
-def _p(logits):
-    return np.exp(agreement.log_softmax(logits))
+def _log_p(logits):
+    logits = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
 def _naive(reference, logits):
@@ -99,7 +100,7 @@ MEAN_KL = Exercise(
         ),
         Mistake(
             "cross-entropy. Subtract the entropy of the reference: equal logits have a KL of 0.",
-            lambda reference, logits: float(-(_p(reference) * agreement.log_softmax(logits)).sum(-1).mean()),
+            lambda reference, logits: float(-(np.exp(_log_p(reference)) * _log_p(logits)).sum(-1).mean()),
         ),
         Mistake(
             "bits. With the natural logarithm it is nats.",
@@ -107,7 +108,7 @@ MEAN_KL = Exercise(
         ),
         Mistake(
             "the logits taken for log-probabilities. A constant added to them must change nothing.",
-            lambda reference, logits: float((_p(reference) * (reference - logits)).sum(-1).mean()),
+            lambda reference, logits: float((np.exp(_log_p(reference)) * (reference - logits)).sum(-1).mean()),
         ),
         Mistake(
             "exp overflows. Take the largest logit of a position out before exp, or use a log-softmax.",

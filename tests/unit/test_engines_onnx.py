@@ -1,5 +1,6 @@
 """The ONNX export of a tiny random Llama and ONNX Runtime on it, in the engine's own environment."""
 
+import dataclasses
 import subprocess
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from course_utils import engines
-from course_utils.engines import agreement, process
+from course_utils.engines import agreement, graph, process
 from tests.unit.test_engines_protocol import PROMPT, SCORE, greedy, tiny  # noqa: F401
 
 ENGINE = engines.find("onnxruntime")
@@ -90,3 +91,25 @@ def test_kept_positions(tiny, exported, tmp_path):  # noqa: F811
     values, _ = measured(exported / "fp32", tmp_path / "l.npy")
     with torch.no_grad():
         assert values["tokens"][0] == int(tiny[0](torch.tensor([PROMPT])).logits[0, -1].argmax())
+
+
+def test_the_article_s_line_fails_or_gives_a_graph_without_cache(tiny):  # noqa: F811
+    """With the model's cache switched off it runs: fixed length, no cache, no mask."""
+    reader = dataclasses.replace(ENGINE, worker=ENGINE.worker.with_name("onnx_graph_worker.py"))
+    request = {"model": str(tiny[1]), "layers": 1, "tokens": 8}
+    answer = process.run(reader, request | {"use_cache": True}, 300)
+    assert answer, answer
+    assert answer.values["graph"] is None and "DynamicCache" in answer.values["failure"]
+    answer = process.run(reader, request | {"use_cache": False}, 300)
+    assert answer, answer
+    found = answer.values["graph"]
+    assert found["inputs"] == [["input_ids", [1, 8]]]
+    assert graph.missing_parts(found["inputs"], found["outputs"]) == {"cache", "mask", "dynamic length"}
+
+
+def test_our_graph_has_the_cache_and_any_length(exported):
+    reader = dataclasses.replace(ENGINE, worker=ENGINE.worker.with_name("onnx_graph_worker.py"))
+    answer = process.run(reader, {"file": str(exported / "fp32" / "model.onnx")}, 60)
+    assert answer, answer
+    found = answer.values["graph"]
+    assert graph.missing_parts(found["inputs"], found["outputs"]) == {"mask"}

@@ -12,6 +12,8 @@
 
 # %% name="imports"
 import matplotlib.pyplot as plt
+import numpy as np  # noqa: F401 - an exercise uses it
+from transformers import AutoConfig, AutoTokenizer
 
 from course_utils import costs, data, engines, measure, models, plots, records
 from course_utils.engines import agreement, graph  # noqa: F401 - exercises name them
@@ -19,9 +21,9 @@ from course_utils.engines import agreement, graph  # noqa: F401 - exercises name
 plots.style()
 
 # %% name="model"
-folder = LM or models.embedded_lm()
-config = models.AutoConfig.from_pretrained(folder)
-tokenizer = models.AutoTokenizer.from_pretrained(folder)
+folder = models.embedded_lm()  # the engines' files are made from this model
+config = AutoConfig.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 text = data.wikipedia_tokens(tokenizer, "heldout", 128)
 print(f"{costs.parameter_count(config):,} parameters")
 
@@ -86,6 +88,39 @@ prediction = sum(range(64, 64 + 64))  # tokens
 
 # %% name="ex-graph" exercise="course_utils.engines.graph:missing_parts" points=3
 
+# %% [markdown] name="graph-record-text"
+# Now real graphs, as recorded by `course bench onnx_graph`: the article's line on the first two layers of our
+# model, and the export that the engines below use.
+
+# %% name="graph-record"
+exported = records.load("bench_onnx_graph")
+if exported:
+    print(records.provenance_line(exported))
+    for row in exported["results"]["rows"]:
+        print(f"\n{row['graph']}")
+        if row["failure"]:
+            print(f"  fails. {row['failure']}")
+            continue
+        for kind in ("inputs", "outputs"):
+            first = ", ".join(f"{name} {shape}" for name, shape in row[kind][:3])
+            more = f" and {len(row[kind]) - 3} more" if len(row[kind]) > 3 else ""
+            print(f"  {kind:7} {first}{more}")
+        lacking = graph.missing_parts(row["inputs"], row["outputs"])
+        print(f"  missing {', '.join(sorted(lacking)) or 'nothing'}")
+else:
+    print("No recorded run yet: `course bench onnx_graph` makes one.")
+
+# %% [markdown] name="graph-meaning"
+# The one line does not even run any more: the model hands out its cache as an object, and a graph knows
+# tensors only. Without the cache it runs. That graph keeps the length of its example for ever, and no cache
+# goes in. Ours has the cache and takes any length. It has no mask either: the causal mask is computed inside,
+# and padding is not possible, so all sequences of a batch must have the same length. What a graph lacks is a
+# decision; one should know it.
+#
+# Two more traps. A file in the format of ONNX is a protobuf message, which must be smaller than 2 GiB. So
+# larger weights have to lie in a file beside it (*external data*). And where embedding and output layer
+# share one matrix, an export can easily write it twice.
+
 # %% [markdown] name="agreement-text"
 # ## Is it still the model?
 #
@@ -108,28 +143,57 @@ prediction = sum(range(64, 64 + 64))  # tokens
 #
 # Each engine runs as a process of its own. So its memory is its own, it shares no threads with another, and
 # one that crashes or hangs is a row of the table and not the end of the lesson. What is not installed says
-# so, and which command installs it. The prompt has 64 tokens, 16 are written.
+# so, and which command installs it. The prompt has 64 tokens, 16 are written. Three rows are left to the
+# record further down: torch.compile, which compiles for a minute, and the INT8 of torchao and bitsandbytes,
+# which need more memory while they load than this lesson may take.
 
 # %% name="table" timing=true
-names = [name for name in engines.VARIANTS if name != "torch.compile FP32"]  # compiles for over a minute
+elsewhere = ("torch.compile FP32", "torchao INT8", "bitsandbytes INT8")
+names = [name for name in engines.VARIANTS if name not in elsewhere]
 rows = engines.measure_all(names, text[:64].tolist(), 16, text.tolist(), threads=2, repeats=2, timeout=60)
 print(measure.machine_card())
-columns = ["load (s)", "disk (MB)", "peak (MB)", "prefill (tokens/s)", "decode (tokens/s)", "top-1 match",
-           "KL (nats)", "note"]
-measure.table({row["engine"]: {column: row[column] for column in columns} for row in rows})
+digits = {"load (s)": 1, "disk (MB)": 0, "peak (MB)": 0, "prefill (tokens/s)": 0, "decode (tokens/s)": 1,
+          "top-1 match": 3, "KL (nats)": 4}
+
+
+def table_of(rows):
+    """Rounded figures of each engine; its note where there are none."""
+    return measure.table({row["engine"]: {
+        column: "" if row[column] is None else round(row[column], places)
+        for column, places in digits.items()} | ({"note": row["note"]} if row["note"] else {}) for row in rows})
+
+
+table_of(rows)
 
 # %% [markdown] name="record-text"
-# The same table as it was recorded on a machine where all of them were installed (`course bench engines`).
+# The same as it was recorded on a machine where all of them were installed (`course bench engines`): a
+# prompt of 256 tokens, 32 written.
 
 # %% name="record"
 bench = records.load("bench_engines")
 if bench:
     print(records.provenance_line(bench))
-    found = measure.table({f"{row['engine']}, {row['threads']} threads": {
-        column: row[column] for column in columns} for row in bench["results"]["rows"]})
+    kept = [row for row in bench["results"]["rows"] if row["threads"] == 2]
+    found = table_of(kept)
 else:
     found = "No recorded run yet: `course bench engines` makes one."
 found
+
+# %% [markdown] name="record-reading"
+# What to see:
+#
+# - The two programs that know language models (ONNX Runtime GenAI and llama.cpp) write fastest: kernels for
+#   packed 4-bit weights, and nothing around them. FP32 in ONNX Runtime is faster than in PyTorch as well: the
+#   same bytes, less work around them.
+# - The fastest writer is not the fastest reader. A prompt is bound by arithmetic.
+# - PyTorch with a library's INT8 weights is *slower* than FP32 here, as in lesson 02. Fewer bytes are of no
+#   use without a kernel for them.
+# - **Speed without agreement is half a figure.** ONNX Runtime's dynamic INT8 puts another token first at
+#   nearly every second position: one scale for all activations of a tensor, and the outliers of lesson 02 do
+#   the rest. OpenVINO's INT8 rounds weights only, and stays close.
+# - llama.cpp's 4 bits agree best of all 4-bit engines, and that is no merit: our FP32 model *was* unpacked
+#   from its file. The others round these weights a second time. With another reference the column would look
+#   different, so always ask: agreement with what?
 
 # %% name="plot-engines" timing=true
 shown = [row for row in rows if row["decode (tokens/s)"]]
@@ -179,3 +243,33 @@ measure.table({label: {f"{place + 1}.": name for place, name in enumerate(sorted
 # ## The claims settled here
 #
 # C13: *TensorRT, ONNX Runtime, TVM in one table*. C14: *export by one line*.
+
+# %% name="claim-c13"
+if bench:
+    by_speed = sorted(kept, key=lambda row: row["decode (tokens/s)"])
+    slow, fast = by_speed[0], by_speed[-1]
+    reader = max(kept, key=lambda row: row["prefill (tokens/s)"])
+    small = min(kept, key=lambda row: row["peak (MB)"])
+    print("C13: the three are of three kinds: a GPU vendor's compiler, a runtime with providers,")
+    print("    a compiler stack.")
+    print(f"    Recorded with {len(kept)} variants on one machine, 2 threads: decoding from "
+          f"{slow['decode (tokens/s)']:.0f} ({slow['engine']}) to {fast['decode (tokens/s)']:.0f} tokens/s "
+          f"({fast['engine']}), {fast['decode (tokens/s)'] / slow['decode (tokens/s)']:.0f} times.")
+    print(f"    {reader['engine']} reads prompts fastest, {small['engine']} needs the least memory.")
+    print("    A table of engines without hardware, bits and agreement says nothing.")
+else:
+    print("C13: no recorded run to judge by.")
+
+# %% name="claim-c14"
+if exported:
+    one_line, without_cache, ours = exported["results"]["rows"]
+    lacking = graph.missing_parts(without_cache["inputs"], without_cache["outputs"])
+    print(f"C14: the line {'fails' if one_line['failure'] else 'runs'} today. Without the cache it runs, "
+          f"and the graph lacks: {', '.join(sorted(lacking))}.")
+    print(f"    64 tokens after a prompt of 64 would read {sum(range(64, 128)):,} tokens, not 127: "
+          f"{sum(range(64, 128)) / 127:.0f} times as many.")
+    llama_13b = 13_015_864_320  # parameters, lesson 00
+    print(f"    The weights of LLaMA-13B in FP32 take {llama_13b * 4 / 2**30:.0f} GiB; "
+          "one protobuf file holds 2.")
+else:
+    print("C14: no recorded run to judge by.")

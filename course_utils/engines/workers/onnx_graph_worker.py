@@ -1,0 +1,65 @@
+"""What goes in and comes out of a model that is exported by the article's one line.
+
+Request {"model": folder, "layers": 2, "tokens": 8, "use_cache": true}. Answer: "graph" (inputs and outputs,
+each [name, shape], a dynamic dimension as a name; null when the export failed), "failure" (why it did, one
+line), "seconds" and "versions". Two of the layers are enough to see
+what the graph is like, and take seconds instead of minutes. Request {"file": path} describes a graph that is
+there already.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def describe(file):
+    """{"inputs": [[name, shape], ...], "outputs": ...} of an .onnx file; reads no weights."""
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+
+    def shapes(values):
+        return [[value.name, [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]]
+                for value in values]
+
+    return {"inputs": shapes(graph.input), "outputs": shapes(graph.output)}
+
+
+def export_by_one_line(model, layers, tokens, use_cache):
+    """(graph, failure) of `torch.onnx.export(model, input_ids, file)`: one of them is None."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True).eval()
+    model.model.layers = model.model.layers[:layers]
+    model.config.num_hidden_layers = layers
+    model.config.use_cache = use_cache
+    input_ids = torch.arange(tokens)[None]
+    with tempfile.TemporaryDirectory() as aside:
+        file = Path(aside) / "model.onnx"
+        try:
+            torch.onnx.export(model, (input_ids,), str(file))
+        except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            return None, f"{type(cause).__name__}: {cause}".split(". ")[0].splitlines()[0]
+        return describe(file), None
+
+
+if __name__ == "__main__":
+    answer_file = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to the log
+    request = json.load(sys.stdin)
+    start = time.perf_counter()
+    if "file" in request:
+        found, failure = describe(request["file"]), None
+    else:
+        found, failure = export_by_one_line(**request)
+    seconds = time.perf_counter() - start
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")}
+    answer_file.write(json.dumps({"graph": found, "failure": failure, "seconds": seconds,
+                                  "versions": versions}) + "\n")
+    answer_file.flush()
