@@ -158,9 +158,12 @@ digits = {"load (s)": 1, "disk (MB)": 0, "peak (MB)": 0, "prefill (tokens/s)": 0
 
 def table_of(rows):
     """Rounded figures of each engine; its note where there are none."""
-    return measure.table({row["engine"]: {
-        column: "" if row[column] is None else round(row[column], places)
-        for column, places in digits.items()} | ({"note": row["note"]} if row["note"] else {}) for row in rows})
+    figures = {row["engine"]: {column: "" if row[column] is None else round(row[column], places)
+                               for column, places in digits.items()} for row in rows}
+    for row in rows:
+        if row["note"]:
+            figures[row["engine"]]["note"] = row["note"]
+    return measure.table(figures)
 
 
 table_of(rows)
@@ -207,7 +210,10 @@ for bits in (32, 8, 4):
     bound = costs.decode_bound(weights * bits / 8, bandwidth.read)
     ax.axhline(bound, color="#999999", lw=1, ls=":")
     ax.text(ax.get_xlim()[1], bound, f"limit at {bits} bits", ha="right", va="bottom", fontsize=8)
-ax.set(xlabel="peak memory (MB)", ylabel="decoding (tokens/s)", yscale="log")
+ax.set(xlabel="peak memory (MB)", ylabel="decoding (tokens/s)", yscale="log",
+       title="Faster, smaller, and still the model?")
+ax.yaxis.set_major_formatter("{x:.0f}")
+ax.yaxis.set_minor_formatter("{x:.0f}")
 fig.colorbar(dots, label="top-1 match with FP32")
 plots.show(fig, "Each engine as a dot: peak memory across, decoding speed upwards on a logarithmic scale, "
            "agreement with FP32 as colour. Dotted lines mark the fastest decoding that this machine's memory "

@@ -16,7 +16,8 @@ def mean_kl(reference, logits) -> float:
     """KL(reference || engine) in nats, the mean over positions.
 
     How many nats longer a text drawn from the reference gets, each token, when the engine's probabilities
-    code it. 0 only when all probabilities agree; adding a constant to all logits of a position changes nothing.
+    code it. 0 only when all probabilities agree; adding a constant to all logits of a position changes
+    nothing.
     reference, logits: arrays [positions, vocabulary], computed in float64. Raises ValueError when their
     shapes differ.
     """

@@ -108,7 +108,8 @@ MEAN_KL = Exercise(
         ),
         Mistake(
             "the logits taken for log-probabilities. A constant added to them must change nothing.",
-            lambda reference, logits: float((np.exp(_log_p(reference)) * (reference - logits)).sum(-1).mean()),
+            lambda reference, logits: float(
+                (np.exp(_log_p(reference)) * (reference - logits)).sum(-1).mean()),
         ),
         Mistake(
             "exp overflows. Take the largest logit of a position out before exp, or use a log-softmax.",
