@@ -143,12 +143,12 @@ else:
 #
 # Each engine runs as a process of its own. So its memory is its own, it shares no threads with another, and
 # one that crashes or hangs is a row of the table and not the end of the lesson. What is not installed says
-# so, and which command installs it. The prompt has 64 tokens, 16 are written. Three rows are left to the
-# record further down: torch.compile, which compiles for a minute, and the INT8 of torchao and bitsandbytes,
-# which need more memory while they load than this lesson may take.
+# so, and which command installs it. The prompt has 64 tokens, 16 are written. Four rows are left to the
+# record further down: torch.compile, which compiles for a minute, and BF16 and INT8 in torch, which need more
+# memory while they load than this lesson may take.
 
 # %% name="table" timing=true
-elsewhere = ("torch.compile FP32", "torchao INT8", "bitsandbytes INT8")
+elsewhere = ("torch BF16", "torch.compile FP32", "torchao INT8", "bitsandbytes INT8")
 names = [name for name in engines.VARIANTS if name not in elsewhere]
 rows = engines.measure_all(names, text[:64].tolist(), 16, text.tolist(), threads=2, repeats=2, timeout=60)
 print(measure.machine_card())
