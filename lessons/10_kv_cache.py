@@ -149,11 +149,11 @@ del cache
 
 # %% name="bytes-models"
 known = {"LLaMA-13B": (40, 40, 40, 128), "Llama-3-8B": (32, 32, 8, 128), "Llama-3-70B": (80, 64, 8, 128)}
-rows = {}
+others, rows = {}, {}
 for name, (n_layers, heads, kv_heads, head_dim) in known.items():
-    other = type(config)(num_hidden_layers=n_layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-                         head_dim=head_dim, hidden_size=heads * head_dim)
-    each = costs.kv_bytes_per_token(other)
+    others[name] = type(config)(num_hidden_layers=n_layers, num_attention_heads=heads,
+                                num_key_value_heads=kv_heads, head_dim=head_dim, hidden_size=heads * head_dim)
+    each = costs.kv_bytes_per_token(others[name])
     rows[name] = {"query heads": heads, "key-value heads": kv_heads, "KiB a token": each / 1024,
                   "GB at 8,192 tokens": round(8192 * each / 1e9, 2)}
 measure.table(rows)
@@ -616,11 +616,14 @@ else:
 # C22: *the KV cache takes much memory*. C12: *reuse the KV cache, use PagedAttention*.
 
 # %% name="claim-c22" tolerance=0.01
-ratio = multi_head / grouped
-llama = 2 * 40 * 40 * 128 * 2
-verdict = "right" if measured_bf16 == grouped else "not confirmed"
-print(f"C22: {verdict}, and now with a number. This model leaves {measured_bf16:,.0f} bytes a token in BF16.")
-print(f"    Without grouped-query attention it would be {multi_head:,.0f}, {ratio:.0f} times as much.")
+longest = config.max_position_embeddings
+share = longest * measured_bf16 / costs.bytes_at_bits(costs.parameter_count(config), 16)
+llama = costs.kv_bytes_per_token(others["LLaMA-13B"])
+print(f"C22: {'right for long texts' if share > 0.5 else 'not for this model'}. This model leaves "
+      f"{measured_bf16:,.0f} bytes a token in BF16;")
+print(f"    the {longest:,} tokens that it was made for take {share:.0%} of what its weights take.")
+print(f"    Without grouped-query attention a token would leave {multi_head:,.0f} bytes, "
+      f"{multi_head / grouped:.0f} times as much.")
 print(f"    LLaMA-13B leaves {llama / 1e6:.2f} MB a token: 2,048 tokens take {2048 * llama / 1e9:.1f} GB.")
 
 # %% name="claim-c12" tolerance=0.02

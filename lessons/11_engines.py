@@ -13,7 +13,7 @@
 # %% name="imports"
 import matplotlib.pyplot as plt
 import numpy as np  # noqa: F401 - an exercise uses it
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig
 
 from course_utils import costs, data, engines, measure, models, plots, records
 from course_utils.engines import agreement, graph  # noqa: F401 - exercises name them
@@ -68,8 +68,9 @@ for bits in (32, 16, 8, 4):
 # ## Getting the model out of PyTorch
 #
 # Most engines do not read PyTorch's files. They read a graph in the format **ONNX**. The article exports it
-# in one line: `torch.onnx.export(model, input_ids, "llama-13b.onnx")`. What comes out is a graph that takes
-# a text of exactly the length of the example and gives the scores of all its tokens. It has no cache.
+# in one line: `torch.onnx.export(model, input_ids, "llama-13b.onnx")`. An export follows one example, here
+# `input_ids`. So at best the graph takes a text of that length and gives the scores of its tokens. Nothing
+# tells it of a cache.
 #
 # **Predict.** A prompt of 64 tokens, 64 new tokens, no cache: the graph has to read the whole text for each
 # new token. How many tokens does it read altogether?
@@ -131,8 +132,8 @@ else:
 #   text of the reference gets longer when the engine's probabilities are used to code it.
 #
 # Why both? Where two tokens are equally likely, a tiny error turns the first place round, and nobody is
-# hurt. KL sees that. And where one token is certain, KL sees an engine that becomes unsure long before the
-# first place changes.
+# hurt: KL stays small. And where one token is certain, an engine can become unsure long before the first
+# place changes: KL grows.
 #
 # **Your turn.**
 
@@ -146,6 +147,8 @@ else:
 # so, and which command installs it. The prompt has 64 tokens, 16 are written. Four rows are left to the
 # record further down: torch.compile, which compiles for a minute, and BF16 and INT8 in torch, which need more
 # memory while they load than this lesson may take.
+#
+# Before you run the cell: which engine will write fastest? And will the same one read the prompt fastest?
 
 # %% name="table" timing=true
 elsewhere = ("torch BF16", "torch.compile FP32", "torchao INT8", "bitsandbytes INT8")
@@ -185,15 +188,15 @@ found
 # %% [markdown] name="record-reading"
 # What to see:
 #
-# - The two programs that know language models (ONNX Runtime GenAI and llama.cpp) write fastest: kernels for
-#   packed 4-bit weights, and nothing around them. FP32 in ONNX Runtime is faster than in PyTorch as well: the
-#   same bytes, less work around them.
+# - The two programs that know language models (ONNX Runtime GenAI and llama.cpp) write fastest. FP32 in
+#   ONNX Runtime is faster than in PyTorch as well. It reads the same bytes, so PyTorch is not at the limit of
+#   the memory.
 # - The fastest writer is not the fastest reader. A prompt is bound by arithmetic.
-# - PyTorch with a library's INT8 weights is *slower* than FP32 here, as in lesson 02. Fewer bytes are of no
-#   use without a kernel for them.
+# - PyTorch with a library's INT8 weights is *slower* than FP32 here, as in lesson 02. Fewer bytes alone do
+#   not make it faster.
 # - **Speed without agreement is half a figure.** ONNX Runtime's dynamic INT8 puts another token first at
-#   nearly every second position: one scale for all activations of a tensor, and the outliers of lesson 02 do
-#   the rest. OpenVINO's INT8 rounds weights only, and stays close.
+#   nearly every second position. It rounds the activations too, with one scale a tensor, and lesson 02 showed
+#   what this model's outliers do to that. OpenVINO's INT8 rounds weights only, and stays close.
 # - llama.cpp's 4 bits agree best of all 4-bit engines, and that is no merit: our FP32 model *was* unpacked
 #   from its file. The others round these weights a second time. With another reference the column would look
 #   different, so always ask: agreement with what?
@@ -215,9 +218,14 @@ ax.set(xlabel="peak memory (MB)", ylabel="decoding (tokens/s)", yscale="log",
 ax.yaxis.set_major_formatter("{x:.0f}")
 ax.yaxis.set_minor_formatter("{x:.0f}")
 fig.colorbar(dots, label="top-1 match with FP32")
+ends = ""
+if shown:
+    fastest = max(shown, key=lambda row: row["decode (tokens/s)"])["engine"]
+    smallest = min(shown, key=lambda row: row["peak (MB)"])["engine"]
+    ends = f" Fastest is {fastest}, smallest is {smallest}."
 plots.show(fig, "Each engine as a dot: peak memory across, decoding speed upwards on a logarithmic scale, "
            "agreement with FP32 as colour. Dotted lines mark the fastest decoding that this machine's memory "
-           "allows at 32, 8 and 4 bits a weight. The engines with 4-bit kernels lie up and to the left.")
+           "allows at 32, 8 and 4 bits a weight." + ends)
 
 # %% [markdown] name="lengths-text"
 # ## The ranking depends on the work
@@ -272,10 +280,13 @@ if exported:
     lacking = graph.missing_parts(without_cache["inputs"], without_cache["outputs"])
     print(f"C14: the line {'fails' if one_line['failure'] else 'runs'} today. Without the cache it runs, "
           f"and the graph lacks: {', '.join(sorted(lacking))}.")
-    print(f"    64 tokens after a prompt of 64 would read {sum(range(64, 128)):,} tokens, not 127: "
-          f"{sum(range(64, 128)) / 127:.0f} times as many.")
-    llama_13b = 13_015_864_320  # parameters, lesson 00
-    print(f"    The weights of LLaMA-13B in FP32 take {llama_13b * 4 / 2**30:.0f} GiB; "
-          "one protobuf file holds 2.")
+    prompt, new = 64, 64
+    without, with_cache = sum(range(prompt, prompt + new)), prompt + new - 1
+    print(f"    {new} tokens after a prompt of {prompt} would read {without:,} tokens, not {with_cache}: "
+          f"{without / with_cache:.0f} times as many.")
+    llama_13b = LlamaConfig(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40,
+                            num_attention_heads=40)
+    nbytes = costs.bytes_at_bits(costs.parameter_count(llama_13b), 32)
+    print(f"    The weights of LLaMA-13B in FP32 take {nbytes / 2**30:.0f} GiB; one protobuf file holds 2.")
 else:
     print("C14: no recorded run to judge by.")

@@ -1,9 +1,10 @@
-"""Engines whose pinned packages clash with the course's own, each in an environment of its own.
+"""Engines, each called as a process: other libraries that run the same model.
 
-An engine is a name, a file of pinned requirements and a worker script. The script runs as a process of the
-engine's own Python: it reads one JSON request from standard input and prints one JSON answer as its last
-line. Whatever else it prints goes to a log. So a lesson can use a library that needs another version of
-transformers, and a library that crashes or hangs cannot take the kernel with it.
+An engine is a name, a worker script and a file of pinned requirements, which make an environment of its own
+(PyTorch itself runs in the course's). The script runs as a process of the engine's own Python: it reads one
+JSON request from standard input and prints one JSON answer as its last line. Whatever else it prints goes to
+a log. So a lesson can use a library that needs another version of transformers, and a library that crashes or
+hangs cannot take the kernel with it.
 
     answer = engines.run("auto-gptq", {"task": "versions"}, timeout=60)
     if answer:

@@ -5,6 +5,7 @@ interrupted or damaged is made anew, and two processes do not make the same one 
 """
 
 import hashlib
+import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ def install(engine: Engine, python=None, again: bool = False, model: str | Path 
     """
     for name in engine.needs:
         install(find(name), python, model=model)
-    folder = environment.install(engine, python or environment.sys.executable, again)
+    folder = environment.install(engine, python or sys.executable, again)
     prepare(engine, model)
     return folder
 

@@ -175,18 +175,30 @@ def test_every_variant_has_its_engine():
             assert variant.part in registry.find(variant.loads).steps
 
 
-# ---- llama.cpp -------------------------------------------------------------------------------------------
+# ---- the engines that are installed ------------------------------------------------------------------------
+
+# How far each may be from FP32 on 32 tokens, in nats: exact, nearly exact, or rounded a second time.
+NATS = {"ONNX Runtime FP32": 1e-6, "llama.cpp Q4_1": 0.02, "OpenVINO INT8": 0.05, "OpenVINO INT4": 1.0,
+        "ONNX Runtime INT4": 1.0, "ONNX Runtime INT8": 1.5, "ONNX Runtime GenAI INT4": 1.5}
 
 
 @pytest.mark.slow
-def test_llamacpp_reads_the_packaged_model(lm, heldout, tmp_path):
-    if "llama.cpp Q4_1" not in table.installed():
-        pytest.skip("llama.cpp is not installed: course engines install llamacpp")
+@pytest.mark.parametrize("name", [name for name in registry.VARIANTS if not name.startswith("torch")
+                                  and name != "bitsandbytes INT8"])
+def test_an_installed_engine_runs_the_real_model(name, lm, heldout, tmp_path):
+    """What it writes step by step through its cache is what its scores of the whole text say."""
+    if name not in table.installed():
+        pytest.skip(f"{name} is not installed")
     ids, file = heldout[:32].tolist(), tmp_path / "l.npy"
-    answer = call("llama.cpp Q4_1", None, file, prompt=ids, score=ids, new_tokens=3)
+    written = call(name, None, prompt=ids, new_tokens=5, repeats=1)
+    assert written, written
+    answer = call(name, None, file, prompt=ids, score=ids + written.values["tokens"], new_tokens=2, repeats=1)
     assert answer, answer
+    found = np.load(file)
     with torch.no_grad():
         reference = lm[0](heldout[None, :32]).logits[0].numpy()
-    found = np.load(file)
-    assert agreement.mean_kl(reference, found) < 0.02
-    assert answer.values["tokens"][0] == found[-1].argmax()  # prompt and scored text are the same here
+    assert agreement.mean_kl(reference, found[:32]) < NATS[name]
+    if name == "ONNX Runtime INT8":
+        return  # rounds activations with one scale a pass, so a step of one token is another computation
+    best, scores = found[31:36].max(axis=-1), found[range(31, 36), written.values["tokens"]]
+    assert (best - scores).max() < 0.5, "a step chose a token that the whole text puts far below the first"

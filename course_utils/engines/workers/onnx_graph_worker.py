@@ -8,12 +8,11 @@ there already.
 """
 
 import importlib.metadata
-import json
-import os
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from protocol import answer
 
 
 def describe(file):
@@ -49,17 +48,13 @@ def export_by_one_line(model, layers, tokens, use_cache):
         return describe(file), None
 
 
-if __name__ == "__main__":
-    answer_file = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to the log
-    request = json.load(sys.stdin)
+def task(request):
+    """The answer described at the top of this file."""
     start = time.perf_counter()
-    if "file" in request:
-        found, failure = describe(request["file"]), None
-    else:
-        found, failure = export_by_one_line(**request)
-    seconds = time.perf_counter() - start
+    found, failure = (describe(request["file"]), None) if "file" in request else export_by_one_line(**request)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")}
-    answer_file.write(json.dumps({"graph": found, "failure": failure, "seconds": seconds,
-                                  "versions": versions}) + "\n")
-    answer_file.flush()
+    return {"graph": found, "failure": failure, "seconds": time.perf_counter() - start, "versions": versions}
+
+
+if __name__ == "__main__":
+    answer(task)

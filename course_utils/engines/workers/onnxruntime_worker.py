@@ -7,12 +7,13 @@ computed in INT8: accuracy level 4), with embedding and output layer in INT8.
 
 from pathlib import Path
 
-from protocol import Session, serve
+from exported import ExportedSession
+from protocol import serve
 
 BLOCK = 32
 
 
-class OnnxSession(Session):
+class OnnxSession(ExportedSession):
     """The exported graph; its KV cache is handed from call to call without a copy into NumPy."""
 
     packages = ("onnxruntime", "onnx", "onnxscript", "torch")
@@ -31,34 +32,11 @@ class OnnxSession(Session):
         past = [value for value in self.session.get_inputs() if value.name.startswith("past_")]
         self.past = {value.name: (value.shape[1], value.shape[3]) for value in past}
 
-    def prefill(self, ids):
-        self._forget()
-        return self._next(ids)
-
-    def step(self, token):
-        return self._next([token])
-
-    def logits(self, ids):
-        self._forget()
-        return self._run(ids, range(len(ids)))
-
-    def _forget(self):
-        import numpy as np
-
-        value = self.runtime.OrtValue.ortvalue_from_numpy
-        self.cache = {name: value(np.zeros((1, heads, 0, width), np.float32))
-                      for name, (heads, width) in self.past.items()}
-
-    def _next(self, ids):
-        return int(self._run(ids, [len(ids) - 1])[-1].argmax())
+    def _tensor(self, array):
+        return self.runtime.OrtValue.ortvalue_from_numpy(array)
 
     def _run(self, ids, kept):
-        """Scores at the positions `kept` of these ids, FP32 [kept, vocabulary]."""
-        import numpy as np
-
-        value = self.runtime.OrtValue.ortvalue_from_numpy
-        feeds = {"input_ids": value(np.array([ids], np.int64)), "kept": value(np.array(kept, np.int64))}
-        logits, *present = self.session.run_with_ort_values(self.outputs, feeds | self.cache)
+        logits, *present = self.session.run_with_ort_values(self.outputs, self._feeds(ids, kept))
         self.cache = dict(zip(self.past, present, strict=True))
         return logits.numpy()[0]
 

@@ -6,12 +6,13 @@ a multiple of 128; embedding and output layer stay INT8) out of the FP32 graph o
 
 from pathlib import Path
 
-from protocol import Session, serve
+from exported import ExportedSession
+from protocol import serve
 
 GROUP = 64
 
 
-class OpenVinoSession(Session):
+class OpenVinoSession(ExportedSession):
     """The exported graph, compiled for the CPU; its KV cache goes from call to call as tensors."""
 
     packages = ("openvino", "nncf")
@@ -29,32 +30,8 @@ class OpenVinoSession(Session):
         self.past = {i.get_any_name(): (i.partial_shape[1].get_length(), i.partial_shape[3].get_length())
                      for i in past}
 
-    def prefill(self, ids):
-        self._forget()
-        return self._next(ids)
-
-    def step(self, token):
-        return self._next([token])
-
-    def logits(self, ids):
-        self._forget()
-        return self._run(ids, range(len(ids)))
-
-    def _forget(self):
-        import numpy as np
-
-        self.cache = {name: np.zeros((1, heads, 0, width), np.float32)
-                      for name, (heads, width) in self.past.items()}
-
-    def _next(self, ids):
-        return int(self._run(ids, [len(ids) - 1])[-1].argmax())
-
     def _run(self, ids, kept):
-        """Scores at the positions `kept` of these ids, FP32 [kept, vocabulary]."""
-        import numpy as np
-
-        feeds = {"input_ids": np.array([ids], np.int64), "kept": np.array(kept, np.int64)} | self.cache
-        self.request.infer(feeds)
+        self.request.infer(self._feeds(ids, kept))
         # The next call overwrites its outputs, so the cache is copied.
         values = [self.request.get_output_tensor(i).data.copy() for i in range(1 + len(self.past))]
         self.cache = dict(zip(self.past, values[1:], strict=True))

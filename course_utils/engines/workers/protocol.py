@@ -22,6 +22,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from statistics import median
 
@@ -87,10 +88,6 @@ class Session:
             except importlib.metadata.PackageNotFoundError:
                 found[name] = None
         return found
-
-
-class NotAvailable(Exception):
-    """The engine cannot run on this machine; the message says why."""
 
 
 class Clock:
@@ -159,23 +156,31 @@ def peak():
 
 
 def serve(session_class):
-    """Answer one request on standard input; the answer is the last line of standard output."""
+    """Answer one request with a session of this class."""
+
+    def task(request):
+        threads = int(request.get("threads", 1))
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ[name] = str(threads)  # read by libraries when they are imported
+        return _answer(session_class(request.get("options"), threads), request)
+
+    answer(task)
+
+
+def answer(task):
+    """Call task(request) with the JSON object of standard input; print what it returns as the last line.
+
+    An error that the request can cause becomes {"error": one line}; anything else ends the process.
+    """
     answer_file = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
-    request = json.load(sys.stdin)
-    threads = int(request.get("threads", 1))
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)  # read by libraries when they are imported
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything that is loaded here is a local folder
     try:
-        answer = _answer(session_class(request.get("options"), threads), request)
-    except (NotAvailable, ImportError, OSError, ValueError, KeyError) as error:
-        words = str(error) if isinstance(error, NotAvailable) else f"{type(error).__name__}: {error}"
-        import traceback
-
+        found = task(json.load(sys.stdin))
+    except (ImportError, OSError, ValueError, KeyError) as error:
         traceback.print_exc()
-        answer = {"error": words}
-    answer_file.write(json.dumps(answer) + "\n")
+        found = {"error": f"{type(error).__name__}: {error}"}
+    answer_file.write(json.dumps(found) + "\n")
     answer_file.flush()
 
 

@@ -68,7 +68,5 @@ class TorchSession(Session):
         return out.logits[0].float().numpy()
 
 
-
-
 if __name__ == "__main__":
     serve(TorchSession)
