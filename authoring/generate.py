@@ -221,6 +221,9 @@ def _checksum(cell):
     return compute_checksum(cell)
 
 
+TOLERANCE_COMMENT = re.compile(r"\A# (?:compared within .+|timing, not compared)\n")
+
+
 def _comment(options):
     """What the reader should know about the cell's numbers."""
     if options.get("timing"):
@@ -252,8 +255,12 @@ def _paragraphs(text):
 
 
 def code_hash(notebook) -> str:
-    """SHA-256 of the code cells: the outputs of two notebooks with the same hash are interchangeable."""
-    code = [[cell.id, cell.source] for cell in notebook.cells if cell.cell_type == "code"]
+    """SHA-256 of the code cells: the outputs of two notebooks with the same hash are interchangeable.
+
+    What a cell says of its tolerance does not count: it changes the comparison, not what is computed.
+    """
+    code = [[cell.id, TOLERANCE_COMMENT.sub("", cell.source)]
+            for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 

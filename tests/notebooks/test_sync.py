@@ -35,6 +35,14 @@ def test_everything_in_step_after_sync(synced, no_execution):
     assert sync.sync(synced, report=lambda line: None) == []
 
 
+def test_another_tolerance_executes_nothing(synced, no_execution):
+    edit(synced, LESSON, "tolerance=0.02", "tolerance=0.05")
+    sync.sync(synced, report=lambda line: None)
+    measured = cells(synced, SOLUTION)["measured"]
+    assert measured.source.startswith("# compared within 5 %") and measured.outputs
+    assert sync.check(synced) == []
+
+
 def test_outputs_are_kept_and_clean(synced):
     for name in (NOTEBOOK, SOLUTION):
         notebook = nbformat.read(synced.root / name, as_version=4)
