@@ -15,7 +15,8 @@ def list_engines():
     from course_utils import engines
 
     for engine in engines.ENGINES.values():
-        state = "installed" if engines.is_installed(engine) else f"not installed, {engine.megabytes:,} MB"
+        size = f", {engine.megabytes:,} MB" if engine.megabytes else ""
+        state = "installed" if engines.is_installed(engine) else f"not installed{size}"
         typer.echo(f"{engine.name:18} {state:24} {engine.purpose}")
 
 

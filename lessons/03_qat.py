@@ -290,7 +290,7 @@ print(f"at this speed, one pass over all {len(training):,} sentences takes "
 # and all four settings see the same ones. So look at the curves together. W8A8 is nearly the FP32 model.
 # What a setting loses to its rounding is the distance to that curve, and that is drawn on the right.
 
-# %% name="plot-losses"
+# %% name="plot-losses" tolerance=0.1 atol=0.1
 colors = dict(zip(SETTINGS, ("green", "orange", "purple", "blue"), strict=True))
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
 for setting in SETTINGS:
@@ -414,7 +414,7 @@ print(f"the embedding table, which we left alone: {embedding / 1e6:.2f} MB")
 #
 # All settings side by side, with their intervals:
 
-# %% name="plot-accuracy"
+# %% name="plot-accuracy" atol=15
 fig, axis = plt.subplots(figsize=(8, 4.2))
 fp32 = accuracy["FP32"]
 axis.axhspan(100 * fp32.low, 100 * fp32.high, color="gray", alpha=0.2, label="FP32, 95 % interval")

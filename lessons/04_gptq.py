@@ -114,7 +114,7 @@ for name, matrix in on_calibration[4096].items():
 # Are the inputs really related? This is a corner of the Hessian of `q_proj`, scaled so that the diagonal
 # is 1. If inputs were independent it would be white outside the diagonal.
 
-# %% name="plot-hessian"
+# %% name="plot-hessian" atol=2
 matrix = on_calibration[4096]["self_attn.q_proj"].cpu()
 size = matrix.diagonal().sqrt()
 relation = (matrix / size[:, None] / size[None, :])[:96, :96]
@@ -297,7 +297,7 @@ measure.table({f"{tokens:,} tokens": {
     "on the text it saw": round(seen[tokens, 0.01], 2),
     **{f"new text, damping {d:g}": round(unseen[tokens, d], 2) for d in DAMPINGS}} for tokens in SIZES})
 
-# %% name="plot-overfit"
+# %% name="plot-overfit" tolerance=0.1 atol=0.03
 fig, ax = plt.subplots(figsize=(7, 3.6))
 colors = (plots.PALETTE["vermilion"], plots.PALETTE["orange"], plots.PALETTE["blue"])
 for damping, color in zip(DAMPINGS, colors, strict=True):
@@ -379,7 +379,7 @@ lost = {label: result.nll - quality["FP32"].nll for label, result in quality.ite
 print(f"Rounding costs {lost['round to nearest']:.3f} nats a token, GPTQ {lost['GPTQ']:.3f}: "
       f"GPTQ wins back {1 - lost['GPTQ'] / lost['round to nearest']:.0%} of the loss.")
 
-# %% name="plot-layers"
+# %% name="plot-layers" tolerance=0.1 atol=0.03
 kinds = list(dict.fromkeys(report.name.rsplit(".", 1)[1] for report in reports))
 fig, ax = plt.subplots(figsize=(7.5, 3.6))
 for kind, color in zip(kinds, plt.cm.viridis(torch.linspace(0, 0.95, len(kinds)).numpy()), strict=True):

@@ -95,7 +95,7 @@ length = norms[LAYER].sort(descending=True).values
 print(f"{LAYER}: {len(length)} inputs; the longest is {length[0] / length.median():.0f} times as long "
       f"as the median, the shortest {length[-1] / length.median():.2f} times")
 
-# %% name="plot-norms"
+# %% name="plot-norms" tolerance=0.1 atol=1
 fig, ax = plt.subplots(figsize=(7.5, 3.6))
 spread = {}
 for kind, color in (("self_attn.q_proj", "blue"), ("self_attn.o_proj", "green"),

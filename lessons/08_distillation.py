@@ -435,7 +435,7 @@ for name in curves:
     won = (cut - perplexity[name].value) / (cut - whole)
     print(f"{name} wins back {100 * won:.0f} % of the perplexity that the cut cost")
 
-# %% name="plot-lm"
+# %% name="plot-lm" tolerance=0.05
 fig, axis = plt.subplots()
 bars = axis.bar(list(perplexity), [p.value for p in perplexity.values()], color=plots.PALETTE["blue"])
 axis.bar_label(bars, fmt="%.1f")

@@ -345,7 +345,7 @@ for d in PAIR:
           "a barrier" if highest > 0.02 else "no barrier")  # fmt: skip
 print(f"(a classifier that only guesses has a loss of {math.log(2):.2f} nats)")
 
-# %% name="plot-path"
+# %% name="plot-path" tolerance=0.1 atol=0.05
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
 for d, color in zip(PAIR, ("blue", "orange"), strict=True):
     color = plots.PALETTE[color]
@@ -522,7 +522,7 @@ print("mean accuracy of the soup, minus that of ... (percentage points)")
 for other, gain in gains.items():
     print(f"{other:18} {{:+5.1f}}   95 % interval {{:+5.1f}} to {{:+5.1f}}".format(*gain))
 
-# %% name="plot-paired"
+# %% name="plot-paired" atol=4
 fig, ax = plt.subplots(figsize=(7, 3.4))
 for row, (other, (mean, low, high)) in enumerate(gains.items()):
     color = plots.PALETTE["blue" if other in DOMAINS else "orange"]
@@ -687,7 +687,7 @@ for kind, values in perplexity.items():
 angle = max(math.degrees(math.acos(vectors.cosine(original[n], copy[n]))) for n in chosen)
 print(f"largest angle between a trained matrix and the original: {angle:.1f} degrees (LERP below 1.8)")
 
-# %% name="plot-lm"
+# %% name="plot-lm" tolerance=0.05 atol=1
 fig, ax = plt.subplots(figsize=(6, 4))
 ax.plot(perplexity["Wikipedia"], perplexity["films"], "o-", color=plots.PALETTE["blue"])
 for t, x, y in zip(places, perplexity["Wikipedia"], perplexity["films"], strict=True):

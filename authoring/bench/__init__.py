@@ -4,7 +4,8 @@ A bench is a module of this package with
 
     TITLE = "one line that says what is compared"
     RATIO_OF = "seconds"        # optional: this column, divided by its value in the first row, is shown too
-    def bench() -> list[dict]:  # one row for each thing compared, all with the same keys
+    def bench() -> list[dict]:  # one row for each thing compared, all with the same keys; none when nothing
+                                # can be measured here (it prints why, and the record stays as it is)
 
 Figures of one bench are measured in one run, one after the other, and read as ratios.
 """
@@ -81,6 +82,8 @@ def main(chosen=()) -> int:
         except Exception as error:  # one engine missing must not hide the others' figures
             console.print(f"{name}: failed with {type(error).__name__}: {error}", markup=False)
             failed = True
+            continue
+        if not rows:
             continue
         table = Table(title=module.TITLE)
         columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -28,11 +28,12 @@ class Engine:
     requirements: None for an engine that runs in the course's own Python, when `modules` are there.
     build_first: names out of the requirements that other packages need while they are built.
     variables: environment variables for pip and for the worker.
-    megabytes: size of the installed environment, about.
+    megabytes: size of the installed environment, about; 0 when nobody has measured it.
     borrows: its environment also sees the course's packages, after its own. So torch is not installed twice.
     modules: what the course's own Python must be able to import, for an engine without requirements.
     needs: names of engines whose prepared files this one reads; they are installed first.
     steps: names of what its worker prepares once from a model, in this order.
+    gpu: it needs an NVIDIA GPU.
     files: raise it when the worker prepares something else; what is in the cache is then made again.
     """
 
@@ -47,6 +48,7 @@ class Engine:
     modules: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     steps: tuple[str, ...] = ()
+    gpu: bool = False
     files: int = 1
 
     @property
@@ -79,19 +81,30 @@ def is_installed(engine: Engine) -> bool:
         return False
 
 
+def has_gpu() -> bool:
+    """True when NVIDIA's driver lists a GPU. (The course's own torch may be a build for CPUs only.)"""
+    if not shutil.which("nvidia-smi"):
+        return False
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return done.returncode == 0 and "GPU" in done.stdout
+
+
 def install(engine: Engine, python: str | Path = sys.executable, again: bool = False) -> Path:
     """Build the engine's environment unless it is complete; returns its folder. Shows progress.
 
     A marker file is written last. An environment without it, because an install was interrupted or the pins
     have changed since, is removed and built anew. Two processes do not build at once.
     python: the interpreter to build it with. again: build it even if it is complete.
-    Raises CourseError when pip fails; its messages are in install.log beside the environment.
+    Raises CourseError for an engine that needs a GPU where there is none, and when pip fails; pip's messages
+    are in install.log beside the environment.
     """
     if engine.requirements is None:
         if not is_installed(engine):
             raise CourseError(f"{engine.name} needs {', '.join(engine.modules)} in the course's own Python: "
                               "run `make setup`")
         return engine.folder
+    if engine.gpu and not has_gpu():
+        raise CourseError(f"{engine.name} needs an NVIDIA GPU, and there is none here")
     if engine.borrows and Path(python) != Path(sys.executable):
         raise CourseError(f"{engine.name} uses packages of the course's own Python, so it is built with "
                           "that one: leave --python out")

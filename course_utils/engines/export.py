@@ -24,13 +24,13 @@ MEGABYTES = 3000  # free space asked for before anything is made: FP32 twice, an
 def install(engine: Engine, python=None, again: bool = False, model: str | Path | None = None) -> Path:
     """Build the engine's environment and, with it, the files that it needs; returns its folder.
 
-    Engines that it depends on are installed first. python, again: as in `environment.install`.
+    Engines that it depends on are installed as well. python, again: as in `environment.install`.
     model: folder of the model that is prepared (default: the embedded one).
     Raises CourseError when pip or the preparation fails.
     """
+    folder = environment.install(engine, python or sys.executable, again)
     for name in engine.needs:
         install(find(name), python, model=model)
-    folder = environment.install(engine, python or sys.executable, again)
     prepare(engine, model)
     return folder
 

@@ -39,6 +39,9 @@ ENGINES = {
                 megabytes=100, steps=("int4",)),
         _engine("openvino", "OpenVINO on our ONNX export, weights INT8 and INT4 by NNCF", borrows=True,
                 megabytes=300, needs=("onnxruntime",), steps=("int8", "int4")),
+        _engine("tensorrt", "TensorRT through ONNX Runtime on our ONNX export, FP16; needs an NVIDIA GPU",
+                needs=("onnxruntime",), gpu=True),
+        _engine("vllm", "vLLM, a server for many requests; needs an NVIDIA GPU", gpu=True),
     ]
 }  # fmt: skip
 
@@ -71,6 +74,8 @@ VARIANTS = {
     "OpenVINO INT8": Variant("openvino", bits=8, loads="openvino", part="int8"),
     "OpenVINO INT4": Variant("openvino", bits=4, loads="openvino", part="int4"),
     "llama.cpp Q4_1": Variant("llamacpp", bits=4, loads="gguf"),
+    "TensorRT FP16": Variant("tensorrt", bits=16, loads="onnxruntime", part="fp32"),
+    "vLLM BF16": Variant("vllm", bits=16),
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from course_utils.engines import agreement, export, process
+from course_utils.engines import agreement, environment, export, process
 from course_utils.engines.environment import Engine, is_installed
 from course_utils.engines.process import EngineUnavailable
 from course_utils.engines.registry import VARIANTS, Variant, find
@@ -20,7 +20,7 @@ def installed(names=None) -> list[str]:
 
 
 def measure_all(
-    names, prompt, new_tokens, score, threads=1, repeats=3, timeout=300, model=None
+    names, prompt, new_tokens, score, threads=1, repeats=3, timeout=300, model=None, batch=1
 ) -> list[dict]:
     """A row for each variant: speed, memory, size and agreement with FP32. Shows progress.
 
@@ -30,18 +30,19 @@ def measure_all(
     score       token ids of an ordinary text; agreement is measured at each of its positions
     threads     for the engine. repeats: of the timed part, after one warm-up. timeout: seconds an engine
     model       folder of the model (default: the embedded one)
+    batch       sequences side by side, all with this prompt; rates count the tokens of all of them
 
     Rows have the same keys, None where there is no figure: "engine", "bits", "load (s)", "disk (MB)",
     "resident (MB)", "peak (MB)", "prefill (tokens/s)", "decode (tokens/s)", "decode (tokens/CPU s)",
-    "top-1 match" (0 to 1), "KL (nats)", "same text" (greedy text equal to the reference's), "threads",
-    "note" (why there is no figure, and what installs the engine).
+    "top-1 match" (0 to 1), "KL (nats)", "same text" (greedy text equal to the reference's), "note" (why
+    there is no figure, and what installs the engine), "threads", "batch".
     Raises ValueError for an unknown name.
     """
     for name in names:
         _variant(name)
     prompt, score = ([int(token) for token in ids] for ids in (prompt, score))
     request = {"prompt": prompt, "new_tokens": new_tokens, "score": score, "threads": threads,
-               "repeats": repeats}
+               "repeats": repeats, "batch": batch}
     answers, rows = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         order = [REFERENCE, *(name for name in names if name != REFERENCE)]
@@ -50,7 +51,8 @@ def measure_all(
             bar.set_postfix_str(name)
             file = Path(folder) / f"{len(rows)}.npy"
             answers[name] = call(name, request | {"logits_file": str(file)}, timeout, model)
-            rows[name] = _row(name, answers[name], file, answers[REFERENCE], Path(folder) / "0.npy", threads)
+            rows[name] = _row(name, answers[name], file, answers[REFERENCE], Path(folder) / "0.npy")
+            rows[name] |= {"threads": threads, "batch": batch}
             if len(rows) > 1:
                 file.unlink(missing_ok=True)
     return [rows[name] for name in names]
@@ -83,6 +85,8 @@ def _loads(name: str, model) -> Path | EngineUnavailable:
     variant = _variant(name)
     engine = _engine(variant)
     missing = EngineUnavailable(name, "missing", f"not installed. Install it with: {engine.how_to_install}")
+    if engine.gpu and not environment.has_gpu():
+        return EngineUnavailable(name, "missing", "not available here because there is no NVIDIA GPU.")
     if not is_installed(engine):
         return missing
     if variant.loads == "model":
@@ -93,11 +97,11 @@ def _loads(name: str, model) -> Path | EngineUnavailable:
     return folder / variant.part if folder else missing
 
 
-def _row(name, answer, file, reference, reference_file, threads) -> dict:
+def _row(name, answer, file, reference, reference_file) -> dict:
     row = {"engine": name, "bits": VARIANTS[name].bits} | dict.fromkeys(
         ["load (s)", "disk (MB)", "resident (MB)", "peak (MB)", "prefill (tokens/s)", "decode (tokens/s)",
          "decode (tokens/CPU s)", "top-1 match", "KL (nats)", "same text"])  # fmt: skip
-    row |= {"threads": threads, "note": ""}
+    row["note"] = ""
     if not answer:
         return row | {"note": answer.details}
     found = answer.values

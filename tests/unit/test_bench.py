@@ -42,6 +42,13 @@ def test_a_failing_bench_is_reported_and_keeps_nothing(monkeypatch, tmp_path, ca
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_bench_without_rows_leaves_the_record_alone(monkeypatch, tmp_path):
+    (tmp_path / "bench_pretend.json").write_text("{}")
+    fake(monkeypatch, tmp_path, list)
+    assert bench.main(["pretend"]) == 0
+    assert (tmp_path / "bench_pretend.json").read_text() == "{}"
+
+
 def test_unknown_bench_and_module_without_title():
     with pytest.raises(ValueError, match="no bench 'nothing'"):
         bench.load("nothing")

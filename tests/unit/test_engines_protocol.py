@@ -1,6 +1,7 @@
 """Lesson 11's engines: the protocol and the table, with the real torch worker on a tiny random Llama."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.special import rel_entr, softmax
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from course_utils import engines
-from course_utils.engines import agreement, registry, table
+from course_utils.engines import agreement, environment, registry, table
 from course_utils.errors import CourseError
 
 PROMPT, SCORE = [3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8]
@@ -107,6 +108,28 @@ def test_session_counts_steps(tiny):
     assert answer.values["tokens"] == greedy(tiny[0], PROMPT, 1) and "decode_rate" not in answer.values
 
 
+def test_a_batch_counts_the_tokens_of_all_its_sequences(tiny, answered, tmp_path):
+    """Same text and scores as one sequence; the rates are of the whole batch."""
+    answer = call("torch FP32", tiny[1], tmp_path / "l.npy", batch=3)
+    assert answer, answer
+    assert answer.values["batch"] == 3 and answer.values["tokens"] == answered[0].values["tokens"]
+    assert np.allclose(np.load(tmp_path / "l.npy"), np.load(answered[1]), atol=1e-5)
+
+
+def test_a_batch_for_an_engine_without_one_is_refused():
+    sys.path.insert(0, str(registry.find("torch").worker.parent))
+    import protocol
+
+    class Single(protocol.Session):
+        batches = False
+
+    assert Single(batch=1).batch == 1
+    with pytest.raises(ValueError, match="one sequence at a time, not 2"):
+        Single(batch=2)
+    with pytest.raises(ValueError, match="not 0"):
+        protocol.Session(batch=0)
+
+
 def test_unknown_variant_and_task_are_refused(tiny):
     assert "known are fp32" in call("torch FP32", tiny[1], options={"variant": "int3"}).details
     assert "unknown task" in call("torch FP32", tiny[1], task="sing").details
@@ -166,6 +189,15 @@ def test_an_engine_of_the_courses_own_python(monkeypatch):
 def test_borrowed_packages_only_from_this_python():
     with pytest.raises(CourseError, match="leave --python out"):
         engines.install(registry.find("llamacpp"), python="/another/python")
+
+
+def test_an_engine_for_a_gpu_says_so_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(environment, "has_gpu", lambda: False)
+    for name in ("TensorRT FP16", "vLLM BF16"):
+        assert name not in table.installed()
+        assert table.call(name, {}).details == "not available here because there is no NVIDIA GPU."
+        with pytest.raises(CourseError, match="needs an NVIDIA GPU"):
+            engines.install(registry.find(registry.VARIANTS[name].engine))
 
 
 def test_every_variant_has_its_engine():

@@ -18,11 +18,15 @@ class ExportedSession(Session):
         return self._next([token])
 
     def logits(self, ids):
+        self.batch = 1
         self._forget()
         return self._run(ids, range(len(ids)))
 
     def _run(self, ids, kept):
-        """Read ids after those read so far; scores at their positions `kept`, FP32 [kept, vocabulary]."""
+        """Read ids after those read so far; the first sequence's scores at its positions `kept`.
+
+        FP32 [kept, vocabulary].
+        """
         raise NotImplementedError
 
     def _tensor(self, array):
@@ -32,7 +36,7 @@ class ExportedSession(Session):
     def _forget(self):
         import numpy as np
 
-        self.cache = {name: self._tensor(np.zeros((1, heads, 0, width), np.float32))
+        self.cache = {name: self._tensor(np.zeros((self.batch, heads, 0, width), np.float32))
                       for name, (heads, width) in self.past.items()}
 
     def _next(self, ids):
@@ -42,5 +46,5 @@ class ExportedSession(Session):
         """All inputs of the graph."""
         import numpy as np
 
-        return {"input_ids": self._tensor(np.array([ids], np.int64)),
+        return {"input_ids": self._tensor(np.array([ids] * self.batch, np.int64)),
                 "kept": self._tensor(np.array(kept, np.int64))} | self.cache

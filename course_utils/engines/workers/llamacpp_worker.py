@@ -18,11 +18,13 @@ class Parameters(ctypes.Structure):
 
 
 class Batch(ctypes.Structure):
-    """llama_batch: tokens to read, and at which of them scores are wanted."""
+    """llama_batch: tokens to read, where in which sequence, and at which of them scores are wanted."""
 
     _fields_ = [("n_tokens", ctypes.c_int32), ("token", ctypes.POINTER(ctypes.c_int32)),
-                ("embd", ctypes.c_void_p), ("pos", ctypes.c_void_p), ("n_seq_id", ctypes.c_void_p),
-                ("seq_id", ctypes.c_void_p), ("logits", ctypes.POINTER(ctypes.c_int8))]  # fmt: skip
+                ("embd", ctypes.c_void_p), ("pos", ctypes.POINTER(ctypes.c_int32)),
+                ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+                ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+                ("logits", ctypes.POINTER(ctypes.c_int8))]  # fmt: skip
 
 
 def functions():
@@ -66,9 +68,11 @@ class LlamaCppSession(Session):
         if not model:
             raise ValueError(f"llama.cpp does not read {file.decode()}")
         settings, positions = self.c.llama_context_default_params(), self.options.get("positions", 1024)
-        settings.words[0] = positions  # n_ctx is the first field
+        slots = positions * self.batch
+        # The first fields: n_ctx, n_batch (the most tokens of one call), n_ubatch (left as it is), n_seq_max.
+        settings.words[0], settings.words[1], settings.words[3] = slots, slots, self.batch
         self.context = self.c.llama_init_from_model(model, settings)
-        if not self.context or self.c.llama_n_ctx(self.context) != positions:
+        if not self.context or self.c.llama_n_ctx(self.context) != slots:
             raise ValueError("llama.cpp made no context of that length: its structures have changed")
         self.c.llama_set_n_threads(self.context, self.threads, self.threads)
         self.vocabulary = self.c.llama_vocab_n_tokens(self.c.llama_model_get_vocab(model))
@@ -85,21 +89,31 @@ class LlamaCppSession(Session):
     def logits(self, ids):
         import numpy as np
 
+        self.batch = 1
         self._forget()
         self._read(ids, [1] * len(ids))
         return np.stack([self._scores(position).copy() for position in range(len(ids))])
 
     def _forget(self):
+        self.seen = 0
         self.c.llama_memory_clear(self.c.llama_get_memory(self.context), True)
 
     def _read(self, ids, wanted):
-        """Run the model over ids, after those read so far; wanted: 1 where scores are kept, else 0."""
-        n = len(ids)
-        # No positions given: llama.cpp counts on from those in its cache.
-        batch = Batch(n, (ctypes.c_int32 * n)(*ids), None, None, None, None, (ctypes.c_int8 * n)(*wanted))
+        """Run the model over ids, after those read so far; wanted: 1 where scores are kept, else 0.
+
+        The sequences of the batch follow one another, so the first one's scores come first.
+        """
+        n, sequences = len(ids) * self.batch, range(self.batch)
+        integers, flags = ctypes.c_int32 * n, ctypes.c_int8 * n
+        positions = [self.seen + i for i in range(len(ids))]
+        members = [ctypes.pointer(ctypes.c_int32(sequence)) for sequence in sequences for _ in ids]
+        batch = Batch(
+            n, integers(*(ids * self.batch)), None, integers(*(positions * self.batch)), integers(*([1] * n)),
+            (ctypes.POINTER(ctypes.c_int32) * n)(*members), flags(*(wanted * self.batch)))
         code = self.c.llama_decode(self.context, batch)
         if code:
             raise ValueError(f"llama_decode gave {code}: no room for {n} more tokens?")
+        self.seen += len(ids)
 
     def _scores(self, position):
         """float32 [vocabulary]: llama.cpp's own memory, to be copied before the next pass."""

@@ -35,6 +35,7 @@ class GenAiSession(Session):
         import numpy as np
 
         rows = []
+        self.batch = 1
         self._start()
         for token in ids:  # its prompt pass keeps the last position's scores only
             self.generator.append_tokens([token])
@@ -43,15 +44,16 @@ class GenAiSession(Session):
 
     def _start(self):
         settings = self.genai.GeneratorParams(self.model)
-        settings.set_search_options(max_length=self.options.get("positions", 1024), do_sample=False)
+        settings.set_search_options(max_length=self.options.get("positions", 1024), do_sample=False,
+                                    batch_size=self.batch)
         self.generator = self.genai.Generator(self.model, settings)
 
     def _next(self, ids):
         import numpy as np
 
         # The library's own choice of a token stops at an end-of-text token; the scores do not.
-        self.generator.append_tokens(list(ids))
-        return int(np.array(self.generator.get_logits()).reshape(-1).argmax())
+        self.generator.append_tokens(np.array([ids] * self.batch, np.int32))
+        return int(np.array(self.generator.get_logits())[0, -1].argmax())
 
     def prepare(self, step, model, source, out):
         with tempfile.TemporaryDirectory() as cache:

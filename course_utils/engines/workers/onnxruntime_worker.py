@@ -27,10 +27,14 @@ class OnnxSession(ExportedSession):
         options.log_severity_level = 3
         self.runtime = onnxruntime
         self.session = onnxruntime.InferenceSession(
-            str(Path(folder) / "model.onnx"), options, providers=["CPUExecutionProvider"])
+            str(Path(folder) / "model.onnx"), options, providers=self._providers(folder))
         self.outputs = [value.name for value in self.session.get_outputs()]
         past = [value for value in self.session.get_inputs() if value.name.startswith("past_")]
         self.past = {value.name: (value.shape[1], value.shape[3]) for value in past}
+
+    def _providers(self, folder):
+        """Which sets of kernels may be used, the first that has one wins."""
+        return ["CPUExecutionProvider"]
 
     def _tensor(self, array):
         return self.runtime.OrtValue.ortvalue_from_numpy(array)

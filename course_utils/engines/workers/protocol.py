@@ -5,11 +5,13 @@ memory is exact, no other library's threads are awake, and a crash is a row in a
 request from standard input and prints one JSON answer as its last line.
 
 Request {"task": "measure", "folder": what the engine loads, "options": {...}, "prompt": [ids],
-         "new_tokens": 32, "score": [ids], "logits_file": path or null, "threads": 1, "repeats": 3}
+         "new_tokens": 32, "score": [ids], "logits_file": path or null, "threads": 1, "repeats": 3,
+         "batch": 1}
 Answer: load_seconds, disk_bytes, resident_start / _loaded / _bytes and peak_bytes, prefill_rate and
-decode_rate (tokens per second, median of the repeats), prefill_cpu_rate and decode_cpu_rate (tokens per CPU
-second: they hold on a busy machine, too), tokens (what it wrote), threads, versions. The logits of `score`,
-FP32 [tokens, vocabulary], go to logits_file (.npy).
+decode_rate (tokens per second of the whole batch, median of the repeats), prefill_cpu_rate and
+decode_cpu_rate (tokens per CPU second: they hold on a busy machine, too), tokens (what it wrote), threads,
+batch, versions. The logits of `score`, FP32 [tokens, vocabulary], go to logits_file (.npy).
+batch: so many sequences side by side, all with this prompt. An engine that reads one at a time refuses more.
 
 Request {"task": "prepare", "step": name, "model": folder, "source": folder or null, "out": folder} makes
 files that the engine loads later. Request {"task": "versions"} says what is installed.
@@ -31,28 +33,38 @@ class Session:
     """One loaded model in one engine. A worker overrides what ends in NotImplementedError.
 
     options: the variant, for example {"variant": "int4"}. threads: how many the engine may use.
+    batch: how many equal sequences it reads side by side.
     """
 
     packages = ()  # names whose versions matter
     weights = ("*.safetensors",)  # files of the folder that hold the weights
+    batches = True  # False: reads one sequence at a time
 
-    def __init__(self, options=None, threads=1):
-        self.options, self.threads = options or {}, threads
+    def __init__(self, options=None, threads=1, batch=1):
+        self.options, self.threads, self.batch = options or {}, threads, batch
+        if batch < 1 or (batch > 1 and not self.batches):
+            raise ValueError(f"{type(self).__name__} reads one sequence at a time, not {batch}")
 
     def load(self, folder):
         """Read the model from its folder. Imports the engine's package, so that its memory is counted."""
         raise NotImplementedError
 
     def prefill(self, ids):
-        """Forget everything, read the prompt (token ids) in one pass, return the most likely next id."""
+        """Forget everything, read the prompt (token ids) in one pass, return the most likely next id.
+
+        All sequences of the batch have this prompt. So the answer of the first is that of all.
+        """
         raise NotImplementedError
 
     def step(self, token):
-        """Read one token after those read so far, return the most likely next id."""
+        """Read one token after those read so far, in each sequence; return the most likely next id."""
         raise NotImplementedError
 
     def logits(self, ids):
-        """Scores of the next token after each token of ids: float32 NumPy array [tokens, vocabulary]."""
+        """Scores of the next token after each token of ids: float32 NumPy array [tokens, vocabulary].
+
+        Of one sequence, whatever the batch.
+        """
         raise NotImplementedError
 
     def prepare(self, step, model, source, out):
@@ -114,17 +126,18 @@ def measure(session, request):
     prompt, n = request["prompt"], request["new_tokens"]
     session.generate(prompt, min(n, 4))  # the first pass pays for buffers and compilation
     runs = [session.timed(prompt, n) for _ in range(request.get("repeats", 3))]
+    read, written = session.batch * len(prompt), session.batch * (n - 1)
     answer = {
         "load_seconds": load.wall, "disk_bytes": session.disk_bytes(request["folder"]),
         "resident_start": start, "resident_loaded": loaded, "resident_bytes": resident(),
         "peak_bytes": peak(), "tokens": [int(token) for token in runs[0][0]],
-        "prefill_rate": median(len(prompt) / clock.wall for _, clock, _ in runs),
-        "prefill_cpu_rate": median(len(prompt) / max(clock.cpu, 1e-9) for _, clock, _ in runs),
-        "threads": session.threads, "versions": session.versions(),
+        "prefill_rate": median(read / clock.wall for _, clock, _ in runs),
+        "prefill_cpu_rate": median(read / max(clock.cpu, 1e-9) for _, clock, _ in runs),
+        "threads": session.threads, "batch": session.batch, "versions": session.versions(),
     }  # fmt: skip
     if n > 1:
-        answer["decode_rate"] = median((n - 1) / clock.wall for _, _, clock in runs)
-        answer["decode_cpu_rate"] = median((n - 1) / max(clock.cpu, 1e-9) for _, _, clock in runs)
+        answer["decode_rate"] = median(written / clock.wall for _, _, clock in runs)
+        answer["decode_cpu_rate"] = median(written / max(clock.cpu, 1e-9) for _, _, clock in runs)
     if request.get("logits_file"):
         import numpy as np
 
@@ -162,7 +175,8 @@ def serve(session_class):
         threads = int(request.get("threads", 1))
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ[name] = str(threads)  # read by libraries when they are imported
-        return _answer(session_class(request.get("options"), threads), request)
+        batch = int(request.get("batch", 1))
+        return _answer(session_class(request.get("options"), threads, batch), request)
 
     answer(task)
 

@@ -59,7 +59,7 @@ class TorchSession(Session):
         return self._next(self.one_token, [token])
 
     def _next(self, model, ids):
-        ids = self.torch.tensor([ids])
+        ids = self.torch.tensor([ids] * self.batch)
         out = model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         return int(out.logits[0, -1].argmax())
 
