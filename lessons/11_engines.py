@@ -185,6 +185,19 @@ else:
     found = "No recorded run yet: `course bench engines` makes one."
 found
 
+# %% [markdown] name="record-gpu-text"
+# TensorRT and vLLM need an NVIDIA GPU. Where there is one, `course engines install tensorrt` (or `vllm`) adds
+# them to the table above, and `course bench engines_gpu` keeps what they reached.
+
+# %% name="record-gpu"
+on_gpu = records.load("bench_engines_gpu")
+if on_gpu:
+    print(records.provenance_line(on_gpu))
+    found = table_of(on_gpu["results"]["rows"])
+else:
+    found = "No recorded run on a GPU yet: `course bench engines_gpu` makes one on a machine that has one."
+found
+
 # %% [markdown] name="record-reading"
 # What to see:
 #
@@ -239,6 +252,62 @@ seconds = {label: {row["engine"]: prompt / row["prefill (tokens/s)"] + new / row
                    for row in shown} for label, (prompt, new) in requests.items()}
 measure.table({label: {f"{place + 1}.": name for place, name in enumerate(sorted(each, key=each.get))}
                for label, each in seconds.items()})
+
+# %% [markdown] name="batch-text"
+# ## Several sequences at once
+#
+# A server answers many people. It reads the weights once for all sequences of a step, so 16 sequences could
+# come nearly 16 times as fast as one, until arithmetic is the limit (lesson 00). With one sequence the
+# engines with 4-bit weights lead. **Before you look:** who leads with 16?
+#
+# Recorded (`course bench engine_batches`): a prompt of 64 tokens and 16 new ones, for 1, 4 and 16 equal
+# sequences side by side.
+
+# %% name="batches"
+batches = records.load("bench_engine_batches")
+if batches:
+    print(records.provenance_line(batches))
+    speed = {}
+    for row in batches["results"]["rows"]:
+        speed.setdefault(row["engine"], {})[row["batch"]] = row["decode (tokens/s)"]
+    widest = max(max(each) for each in speed.values())
+    found = measure.table({
+        name: {f"batch {batch}": round(rate, 1) for batch, rate in each.items()}
+        | ({f"times at {widest}": round(each[widest] / each[1], 1)} if widest in each else {})
+        for name, each in sorted(speed.items(), key=lambda item: -max(item[1].values()))})
+else:
+    found = "No recorded run yet: `course bench engine_batches` makes one."
+found
+
+# %% name="plot-batches"
+if batches:
+    fig, ax = plt.subplots(figsize=(7, 4.2))
+    for name, each in speed.items():
+        ax.plot(list(each), list(each.values()), "o-", label=name, lw=1.2)
+    ax.set(xlabel="sequences side by side", ylabel="decoding, all sequences together (tokens/s)",
+           xscale="log", yscale="log", title="Who gains from a batch?")
+    ax.set_xticks(sorted({batch for each in speed.values() for batch in each}))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:.0f}")
+    ax.minorticks_off()
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    first, last = (max((name for name in speed if batch in speed[name]), key=lambda name: speed[name][batch])
+                   for batch in (1, widest))
+    plots.show(fig, "Decoding speed of all sequences together against the number of sequences, both axes "
+               f"logarithmic, one line an engine. With 1 sequence {first} is highest, with {widest} {last}.")
+
+# %% name="batch-reading"
+if batches:
+    gains = {name: each[widest] / each[1] for name, each in speed.items() if widest in each}
+    most, least = max(gains, key=gains.get), min(gains, key=gains.get)
+    print(f"With 1 sequence {first} writes fastest, with {widest} {last}.")
+    print(f"From 1 to {widest} sequences {most} gains {gains[most]:.1f} times, {least} {gains[least]:.1f} times.")
+
+# %% [markdown] name="batch-meaning"
+# Nobody gains 16 times. FP32 gains much: a step with one sequence waits for the memory, and the arithmetic of
+# the others comes almost free. Packed 4-bit weights must be unpacked, and a kernel made for one vector does
+# that again for each sequence; one made for matrices does it once. So a ranking made with one sequence says
+# little about a server.
 
 # %% [markdown] name="replicate"
 # ## What would not replicate elsewhere, and what holds anyway

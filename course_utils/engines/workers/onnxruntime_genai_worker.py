@@ -29,7 +29,7 @@ class GenAiSession(Session):
         return self._next(ids)
 
     def step(self, token):
-        return self._next([token])
+        return self._next([token]) if self.batch == 1 else self._own_step()
 
     def logits(self, ids):
         import numpy as np
@@ -44,16 +44,24 @@ class GenAiSession(Session):
 
     def _start(self):
         settings = self.genai.GeneratorParams(self.model)
-        settings.set_search_options(max_length=self.options.get("positions", 1024), do_sample=False,
+        longest = self.options.get("positions", 1024)
+        # The shortest is the longest: no end-of-text token stops it.
+        settings.set_search_options(max_length=longest, min_length=longest, do_sample=False,
                                     batch_size=self.batch)
         self.generator = self.genai.Generator(self.model, settings)
 
     def _next(self, ids):
         import numpy as np
 
-        # The library's own choice of a token stops at an end-of-text token; the scores do not.
         self.generator.append_tokens(np.array([ids] * self.batch, np.int32))
+        if self.batch > 1:
+            return self._own_step()
         return int(np.array(self.generator.get_logits())[0, -1].argmax())
+
+    def _own_step(self):
+        """A batch takes its prompt only once, so the library feeds its own choice back."""
+        self.generator.generate_next_token()
+        return int(self.generator.get_sequence(0)[-1])
 
     def prepare(self, step, model, source, out):
         with tempfile.TemporaryDirectory() as cache:
