@@ -9,7 +9,7 @@ TITLE = "Engines: prefill, decode, memory and agreement with FP32, in rounds"
 BASE = "llama.cpp Q4_1"
 # Slow to load or to compile, and far from the front: measured in the first round only.
 ONCE = ("torch BF16", "torch.compile FP32", "torchao INT8", "bitsandbytes INT8")
-PROMPT, NEW, SCORED, ROUNDS = 256, 32, 128, 3
+PROMPT, NEW, SCORED, ROUNDS = 256, 32, 128, 2
 RATES = ("prefill (tokens/s)", "decode (tokens/s)", "decode (tokens/CPU s)")
 
 

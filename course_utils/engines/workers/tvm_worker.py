@@ -1,0 +1,65 @@
+"""TVM: the model compiled for this very processor by LLVM, with a few loops written by hand (tvm_kernels.py).
+
+prepare makes "fp32": model.so (the compiled functions), model.params (the weights) and model.json.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from exported import ExportedSession
+from protocol import serve
+
+
+class TvmSession(ExportedSession):
+    """The compiled model; its KV cache goes from call to call as tensors."""
+
+    packages = ("apache-tvm", "torch", "transformers")
+    weights = ("*.params", "*.so")
+
+    def load(self, folder):
+        os.environ["TVM_NUM_THREADS"] = str(self.threads)  # read when it is imported
+        import tvm
+        from tvm import relax
+
+        self.tvm = tvm
+        about = json.loads((Path(folder) / "model.json").read_text())
+        stored = tvm.runtime.load_param_dict_from_file(str(Path(folder) / "model.params"))
+        self.parameters = [stored[name] for name in about["parameters"]]
+        self.past, self.vocabulary = about["past"], about["vocabulary"]
+        library = tvm.runtime.load_module(str(Path(folder) / "model.so"))
+        self.main = relax.VirtualMachine(library, tvm.cpu())["main"]
+
+    def _tensor(self, array):
+        return self.tvm.runtime.tensor(array)
+
+    def _run(self, ids, kept):
+        logits, *present = self.main(*self._feeds(ids, kept).values(), *self.parameters)
+        self.cache = dict(zip(self.past, present, strict=True))
+        return logits.numpy()[0, :, : self.vocabulary]  # the panels have been filled up with zero rows
+
+    def prepare(self, step, model, source, out):
+        import tvm
+        import tvm_export
+        from tvm.target import codegen
+
+        exported, config = tvm_export.trace(model)
+        module, weights = tvm_export.to_relax(exported)
+        target = tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+        tvm.compile(module, target).export_library(str(out / "model.so"))
+        # Weights under the hash of their content, so that a tied matrix is kept once.
+        names = [hashlib.sha256(weight.numpy().tobytes()).hexdigest() for weight in weights]
+        stored = dict(zip(names, weights, strict=True))
+        tvm.runtime.save_param_dict_to_file(stored, str(out / "model.params"))
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        past = {f"past_{kind}_{i}": (config.num_key_value_heads, width)
+                for i in range(config.num_hidden_layers) for kind in ("key", "value")}
+        about = {"parameters": names, "past": past, "vocabulary": config.vocab_size}
+        (out / "model.json").write_text(json.dumps(about))
+
+
+if __name__ == "__main__":
+    serve(TvmSession)
