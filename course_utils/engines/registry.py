@@ -44,6 +44,8 @@ ENGINES = {
         _engine("tensorrt", "TensorRT through ONNX Runtime on our ONNX export, FP16; needs an NVIDIA GPU",
                 needs=("onnxruntime",), gpu=True),
         _engine("vllm", "vLLM, a server for many requests; needs an NVIDIA GPU", gpu=True),
+        _engine("executorch", "ExecuTorch, PyTorch's runtime for phones, with XNNPACK: FP32, INT4",
+                borrows=True, megabytes=257, steps=("fp32", "int4")),
     ]
 }  # fmt: skip
 
@@ -76,6 +78,8 @@ VARIANTS = {
     "OpenVINO INT8": Variant("openvino", bits=8, loads="openvino", part="int8"),
     "OpenVINO INT4": Variant("openvino", bits=4, loads="openvino", part="int4"),
     "TVM FP32": Variant("tvm", loads="tvm", part="fp32"),
+    "ExecuTorch FP32": Variant("executorch", loads="executorch", part="fp32"),
+    "ExecuTorch INT4": Variant("executorch", bits=4, loads="executorch", part="int4"),
     "llama.cpp Q4_1": Variant("llamacpp", bits=4, loads="gguf"),
     "TensorRT FP16": Variant("tensorrt", bits=16, loads="onnxruntime", part="fp32"),
     "vLLM BF16": Variant("vllm", bits=16),
