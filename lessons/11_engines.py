@@ -34,9 +34,10 @@ print(f"{costs.parameter_count(config):,} parameters")
 #
 # - An **eager framework** (PyTorch) decides anew at each operation. Flexible, and the slowest to start each
 #   single operation.
-# - A **runtime with providers** (ONNX Runtime, OpenVINO) loads a *graph*: a file that lists the operations.
-#   It fuses some of them once, at load time, and picks a kernel for each: code made for one operation, one
-#   number format and one kind of processor. The provider is the set of kernels: CPU, CUDA, TensorRT.
+# - A **runtime with providers** (ONNX Runtime, OpenVINO, and ExecuTorch for phones) loads a *graph*: a file
+#   that lists the operations. It fuses some of them once, at load time or (ExecuTorch) when the file is made,
+#   and picks a kernel for each: code made for one operation, one number format and one kind of processor. The
+#   provider is the set of kernels: CPU, CUDA, TensorRT.
 # - A **vendor's compiler** (TensorRT) does the same for one make of GPU, times several kernels for each
 #   operation on that very GPU, and writes a file that runs there and nowhere else.
 # - A **compiler stack** (TVM, torch.compile) makes the kernels themselves, from a description of the loops.

@@ -225,6 +225,11 @@ def test_an_installed_engine_runs_the_real_model(name, lm, heldout, tmp_path):
     ids, file = heldout[:32].tolist(), tmp_path / "l.npy"
     written = call(name, None, prompt=ids, new_tokens=5, repeats=1)
     assert written, written
+    pair = call(name, None, prompt=ids, new_tokens=3, repeats=1, batch=2)
+    if pair:
+        assert pair.values["tokens"] == written.values["tokens"][:3]
+    else:
+        assert "one sequence at a time" in pair.details
     answer = call(name, None, file, prompt=ids, score=ids + written.values["tokens"], new_tokens=2, repeats=1)
     assert answer, answer
     found = np.load(file)
