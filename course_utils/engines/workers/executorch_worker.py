@@ -1,8 +1,9 @@
 """ExecuTorch, the runtime that PyTorch offers for phones, with its CPU backend XNNPACK.
 
 prepare makes "fp32" and "int4" (weights INT4 in groups of 32, activations INT8 as they come; embedding and
-output layer INT8), each one file: executorch_export.py. Both have room for 1,024 tokens. The output layer's
-weights are in the file twice, once for XNNPACK and once as the embedding.
+output layer INT8), each one file: executorch_export.py. Compiling takes minutes for each. Both have room for
+1,024 tokens. The output layer's weights are in the file twice, once for XNNPACK, which rearranges them, and
+once as the embedding.
 """
 
 from pathlib import Path
