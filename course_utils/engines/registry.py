@@ -40,7 +40,7 @@ ENGINES = {
         _engine("openvino", "OpenVINO on our ONNX export, weights INT8 and INT4 by NNCF", borrows=True,
                 megabytes=300, needs=("onnxruntime",), steps=("int8", "int4")),
         _engine("tvm", "TVM: compiled for this processor by LLVM, with loops of our own", borrows=True,
-                megabytes=344, steps=("fp32",)),
+                megabytes=344, steps=("fp32",), files=2),
         _engine("tensorrt", "TensorRT through ONNX Runtime on our ONNX export, FP16; needs an NVIDIA GPU",
                 needs=("onnxruntime",), gpu=True),
         _engine("vllm", "vLLM, a server for many requests; needs an NVIDIA GPU", gpu=True),

@@ -90,9 +90,13 @@ class WithCache(torch.nn.Module):
 
 
 def trace(folder):
-    """(what torch.export traces of the model in this folder, the model's config)."""
+    """(what torch.export traces of the model in this folder, the model's config).
+
+    Raises ValueError for a model that the loops of tvm_kernels.py would compute wrongly.
+    """
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, attn_implementation="course").eval()
+    _refuse(model)
     config, head = model.config, in_panels(model.lm_head.weight)
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
@@ -102,13 +106,34 @@ def trace(folder):
     if not config.tie_word_embeddings:
         head = in_panels(model.model.embed_tokens.weight)
     model.model.embed_tokens = Panels(head, embedding)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_width(config)
     past = [torch.randn(2, config.num_key_value_heads, 5, width) for _ in range(2 * config.num_hidden_layers)]
     example = torch.arange(2 * 3).view(2, 3), torch.tensor([0, 2]), past
     batch, new, kept, seen = map(torch.export.Dim, ("batch", "new", "kept", "seen"))
     shapes = {0: batch, 1: new}, {0: kept}, [{0: batch, 2: seen}] * len(past)
     with torch.no_grad():
         return torch.export.export(WithCache(model), example, dynamic_shapes=shapes), config
+
+
+def head_width(config):
+    """Numbers in a key or a value of one head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _refuse(model):
+    """Raise ValueError unless the panels can hold this model."""
+    if not hasattr(model, "model") or not hasattr(model, "lm_head"):
+        raise ValueError(f"{type(model).__name__} is not built like a Llama")
+    lanes, width = tvm_kernels.LANES, head_width(model.config)
+    if width % lanes:
+        raise ValueError(f"heads are {width} wide, and must be a multiple of {lanes}")
+    for name, layer in model.named_modules():
+        if not isinstance(layer, torch.nn.Linear):
+            continue
+        if layer.bias is not None:
+            raise ValueError(f"{name} has a bias, which the panels leave out")
+        if layer.out_features % lanes and layer is not model.lm_head:
+            raise ValueError(f"{name} has {layer.out_features} outputs, not a multiple of {lanes}")
 
 
 def to_relax(exported):

@@ -6,6 +6,7 @@ prepare makes "fp32": model.so (the compiled functions), model.params (the weigh
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 from exported import ExportedSession
@@ -22,9 +23,14 @@ class TvmSession(ExportedSession):
         os.environ["TVM_NUM_THREADS"] = str(self.threads)  # read when it is imported
         import tvm
         from tvm import relax
+        from tvm.target import codegen
 
         self.tvm = tvm
         about = json.loads((Path(folder) / "model.json").read_text())
+        here = codegen.llvm_get_system_cpu()
+        if about["processor"] != here:  # it may lack instructions: the process would be killed
+            raise ValueError(f"compiled for the processor {about['processor']}, and this is {here}. Remove "
+                             f"{Path(folder).parent} and run: course engines install tvm")
         stored = tvm.runtime.load_param_dict_from_file(str(Path(folder) / "model.params"))
         self.parameters = [stored[name] for name in about["parameters"]]
         self.past, self.vocabulary = about["past"], about["vocabulary"]
@@ -42,11 +48,15 @@ class TvmSession(ExportedSession):
     def prepare(self, step, model, source, out):
         import tvm
         import tvm_export
+        from tvm.support import cc
         from tvm.target import codegen
 
+        if sys.platform != "win32" and not cc.get_cc():
+            raise ValueError("TVM needs a C++ compiler, g++ or clang, to link what it has compiled")
         exported, config = tvm_export.trace(model)
         module, weights = tvm_export.to_relax(exported)
-        target = tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
+        processor = codegen.llvm_get_system_cpu()
+        target = tvm.target.Target({"kind": "llvm", "mcpu": processor})
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         tvm.compile(module, target).export_library(str(out / "model.so"))
@@ -54,10 +64,9 @@ class TvmSession(ExportedSession):
         names = [hashlib.sha256(weight.numpy().tobytes()).hexdigest() for weight in weights]
         stored = dict(zip(names, weights, strict=True))
         tvm.runtime.save_param_dict_to_file(stored, str(out / "model.params"))
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        past = {f"past_{kind}_{i}": (config.num_key_value_heads, width)
+        past = {f"past_{kind}_{i}": (config.num_key_value_heads, tvm_export.head_width(config))
                 for i in range(config.num_hidden_layers) for kind in ("key", "value")}
-        about = {"parameters": names, "past": past, "vocabulary": config.vocab_size}
+        about = {"parameters": names, "past": past, "vocabulary": config.vocab_size, "processor": processor}
         (out / "model.json").write_text(json.dumps(about))
 
 
