@@ -186,6 +186,27 @@ else:
     found = "No recorded run yet: `course bench engines` makes one."
 found
 
+# %% [markdown] name="record-reading"
+# What to see:
+#
+# - The engines with kernels for packed 4-bit weights write fastest: ONNX Runtime GenAI, ExecuTorch (made for
+#   phones) and llama.cpp. INT4 alone is not enough: see OpenVINO.
+# - FP32 in ONNX Runtime, TVM and ExecuTorch is faster than in PyTorch. They read the same bytes, so PyTorch
+#   is not at the limit of the memory. TVM makes its kernels itself: those of the matrix products, the look-up
+#   and attention from a hundred lines of loops that we wrote for it, all others alone.
+# - The fastest writer is not the fastest reader. A prompt is bound by arithmetic.
+# - PyTorch with a library's INT8 weights is *slower* than FP32 here, as in lesson 02. Fewer bytes alone do
+#   not make it faster.
+# - **Speed without agreement is half a figure.** ONNX Runtime's dynamic INT8 puts another token first at more
+#   than one position in three. It rounds the activations too, with one scale a tensor, and lesson 02 showed
+#   what this model's outliers do to that. OpenVINO's INT8 rounds weights only, and stays close.
+# - A trap that this column shows and speed does not: on a processor without VNNI instructions, ONNX Runtime
+#   adds products of 8-bit numbers in 16 bits, which overflow. Our first INT8 file wrote nonsense there, at
+#   full speed. Ours now uses 7 of the 8 bits (`reduce_range`).
+# - llama.cpp's 4 bits agree best of all 4-bit engines, and that is no merit: our FP32 model *was* unpacked
+#   from its file. The others round these weights a second time. With another reference the column would look
+#   different, so always ask: agreement with what?
+
 # %% [markdown] name="record-gpu-text"
 # TensorRT and vLLM need an NVIDIA GPU. Where there is one, `course engines install tensorrt` (or `vllm`) adds
 # them to the table above, and `course bench engines_gpu` keeps what they reached.
@@ -198,22 +219,6 @@ if on_gpu:
 else:
     found = "No recorded run on a GPU yet: `course bench engines_gpu` makes one on a machine that has one."
 found
-
-# %% [markdown] name="record-reading"
-# What to see:
-#
-# - The two programs that know language models (ONNX Runtime GenAI and llama.cpp) write fastest. FP32 in
-#   ONNX Runtime is faster than in PyTorch as well. It reads the same bytes, so PyTorch is not at the limit of
-#   the memory.
-# - The fastest writer is not the fastest reader. A prompt is bound by arithmetic.
-# - PyTorch with a library's INT8 weights is *slower* than FP32 here, as in lesson 02. Fewer bytes alone do
-#   not make it faster.
-# - **Speed without agreement is half a figure.** ONNX Runtime's dynamic INT8 puts another token first at
-#   nearly every second position. It rounds the activations too, with one scale a tensor, and lesson 02 showed
-#   what this model's outliers do to that. OpenVINO's INT8 rounds weights only, and stays close.
-# - llama.cpp's 4 bits agree best of all 4-bit engines, and that is no merit: our FP32 model *was* unpacked
-#   from its file. The others round these weights a second time. With another reference the column would look
-#   different, so always ask: agreement with what?
 
 # %% name="plot-engines" timing=true
 shown = [row for row in rows if row["top-1 match"] is not None]  # with figures, and the reference too
@@ -302,7 +307,8 @@ if batches:
     gains = {name: each[widest] / each[1] for name, each in speed.items() if widest in each}
     most, least = max(gains, key=gains.get), min(gains, key=gains.get)
     print(f"With 1 sequence {first} writes fastest, with {widest} {last}.")
-    print(f"From 1 to {widest} sequences {most} gains {gains[most]:.1f} times, {least} {gains[least]:.1f} times.")
+    print(f"From 1 to {widest} sequences {most} gains {gains[most]:.1f} times, "
+          f"{least} {gains[least]:.1f} times.")
 
 # %% [markdown] name="batch-meaning"
 # Nobody gains 16 times. FP32 gains much: a step with one sequence waits for the memory, and the arithmetic of
