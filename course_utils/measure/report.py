@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+pd.set_option("display.max_colwidth", None)  # a sentence in a table is shown whole, not cut after 50 letters
+
 
 def table(rows):
     """A pandas table of measured results; units are in the column names, values are rounded for reading.

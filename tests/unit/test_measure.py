@@ -468,6 +468,12 @@ def test_table_puts_results_side_by_side(model, tokens):
         assert len(measure.table([one])) == 1
 
 
+def test_a_sentence_in_a_table_is_shown_whole():
+    note = "not installed. Install it with: course engines install onnxruntime-genai"
+    table = measure.table({"an engine": {"note": note}})
+    assert note in table._repr_html_() and note in repr(table)
+
+
 def test_table_refuses_what_has_no_row():
     with pytest.raises(TypeError, match="int"):
         measure.table([3])
