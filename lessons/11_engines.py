@@ -225,8 +225,9 @@ shown = [row for row in rows if row["top-1 match"] is not None]  # with figures,
 fig, ax = plt.subplots(figsize=(7, 4.4))
 dots = ax.scatter([row["peak (MB)"] for row in shown], [row["decode (tokens/s)"] for row in shown],
                   c=[row["top-1 match"] for row in shown], cmap="viridis", vmax=1, s=70, zorder=3)
-for row in shown:
-    ax.annotate(row["engine"], (row["peak (MB)"], row["decode (tokens/s)"]), xytext=(6, 4),
+for place, row in enumerate(sorted(shown, key=lambda row: row["peak (MB)"])):
+    above = 4 if place % 2 else -11  # neighbours do not write over each other
+    ax.annotate(row["engine"], (row["peak (MB)"], row["decode (tokens/s)"]), xytext=(6, above),
                 textcoords="offset points", fontsize=8)
 for bits in (32, 8, 4):
     bound = costs.decode_bound(weights * bits / 8, bandwidth.read)
@@ -288,11 +289,17 @@ found
 # %% name="plot-batches"
 if batches:
     fig, ax = plt.subplots(figsize=(7, 4.2))
+    kinds = sorted({engines.VARIANTS[name].engine for name in speed})
+    colors = dict(zip(kinds, plots.PALETTE.values(), strict=False))
+    dashes = {32: ":", 8: "--", 4: "-"}
     for name, each in speed.items():
-        ax.plot(list(each), list(each.values()), "o-", label=name, lw=1.2)
+        variant = engines.VARIANTS[name]
+        ax.plot(list(each), list(each.values()), "o", ls=dashes[variant.bits], label=name, lw=1.4,
+                color=colors[variant.engine])
     ax.set(xlabel="sequences side by side", ylabel="decoding, all sequences together (tokens/s)",
            xscale="log", yscale="log", title="Who gains from a batch?")
     ax.set_xticks(sorted({batch for each in speed.values() for batch in each}))
+    ax.set_yticks([20, 50, 100, 200, 400])
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:.0f}")
     ax.minorticks_off()
@@ -300,7 +307,8 @@ if batches:
     first, last = (max((name for name in speed if batch in speed[name]), key=lambda name: speed[name][batch])
                    for batch in (1, widest))
     plots.show(fig, "Decoding speed of all sequences together against the number of sequences, both axes "
-               f"logarithmic, one line an engine. With 1 sequence {first} is highest, with {widest} {last}.")
+               "logarithmic. A colour for each engine; dotted is FP32, dashed INT8, solid 4 bits. "
+               f"With 1 sequence {first} is highest, with {widest} {last}.")
 
 # %% name="batch-reading"
 if batches:
