@@ -105,7 +105,8 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
 class PeakMemory:
     """Highest resident memory, in bytes, of the child processes that start in the block: of the kernel here.
 
-    `seen["cell"]` names the cell that runs; `cell` is the one during which the peak was reached.
+    `seen["cell"]` names the cell that runs; `cell` is the one during which the peak was reached. A process
+    that was just forked and runs no program of its own yet is left out: what it shows is its parent's memory.
     """
 
     interval = 0.1  # seconds
@@ -131,10 +132,18 @@ class PeakMemory:
                 if process.pid in self._others:
                     continue
                 with contextlib.suppress(psutil.Error, OSError, ValueError):
+                    if not _runs_a_program(process):
+                        continue
                     total += process.memory_info().rss
                     highest = max(highest, _high_water(process.pid))
             if max(total, highest) > self.peak:
                 self.peak, self.cell = max(total, highest), self._seen.get("cell", "")
+
+
+def _runs_a_program(process) -> bool:
+    """False between fork and exec, when a process still has its parent's command line, or none."""
+    command = process.cmdline()
+    return bool(command) and command != process.parent().cmdline()
 
 
 def _high_water(pid) -> int:

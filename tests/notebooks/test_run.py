@@ -11,6 +11,7 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from authoring.execute import execute
 from authoring.run import exercise_statuses, run_lessons
 
 pytestmark = pytest.mark.slow  # every test starts kernels
@@ -35,6 +36,15 @@ def test_solutions_pass_and_stubs_do_not(synced):
     executed = nbformat.read(synced.root / stubs.path, as_version=4)
     assert "using cpu meta" in executed.cells[4].outputs[0].text
     assert set(exercise_statuses(executed).values()) == {"not attempted"}
+
+
+def test_a_child_that_was_just_forked_is_not_counted_twice():
+    """`subprocess` forks, then executes; until then the child seems to hold all that its parent holds."""
+    fork = "import os, time\nif os.fork() == 0:\n    time.sleep(1)\n    os._exit(0)\nos.wait()"
+    block = "block = bytearray(b'1') * 400_000_000"
+    notebook = new_notebook(cells=[new_code_cell(block, id="block"), new_code_cell(fork, id="fork")])
+    done = execute(notebook, None)
+    assert done.error is None and 400e6 < done.peak_bytes < 700e6
 
 
 def test_a_failure_is_a_row_and_the_others_still_run(unsynced):
