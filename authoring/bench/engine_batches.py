@@ -1,13 +1,12 @@
 """The engines of lesson 11 with 1, 4 and 16 sequences side by side."""
 
+from authoring.bench.engines import ONCE as LEFT_OUT  # slow to load or to compile; that bench has them
 from course_utils import data, engines, models
 from course_utils.engines import table
 
 TITLE = "Engines: tokens per second of 1, 4 and 16 sequences side by side"
 BATCHES, THREADS = (1, 4, 16), 2
 PROMPT, NEW = 64, 16
-# Slow to load or to compile; lesson 11's first record has them.
-LEFT_OUT = ("torch BF16", "torch.compile FP32", "torchao INT8", "bitsandbytes INT8")
 COLUMNS = ("engine", "batch", "threads", "prefill (tokens/s)", "decode (tokens/s)", "peak (MB)")
 
 

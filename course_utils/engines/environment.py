@@ -31,7 +31,7 @@ class Engine:
     megabytes: size of the installed environment, about; 0 when nobody has measured it.
     borrows: its environment also sees the course's packages, after its own. So torch is not installed twice.
     modules: what the course's own Python must be able to import, for an engine without requirements.
-    needs: names of engines whose prepared files this one reads; they are installed first.
+    needs: names of engines whose prepared files this one reads; they are installed as well.
     steps: names of what its worker prepares once from a model, in this order.
     gpu: it needs an NVIDIA GPU.
     files: raise it when the worker prepares something else; what is in the cache is then made again.
@@ -104,7 +104,8 @@ def install(engine: Engine, python: str | Path = sys.executable, again: bool = F
                               "run `make setup`")
         return engine.folder
     if engine.gpu and not has_gpu():
-        raise CourseError(f"{engine.name} needs an NVIDIA GPU, and there is none here")
+        raise CourseError(f"{engine.name} needs an NVIDIA GPU, and there is none here. "
+                          "Install it on a machine where `nvidia-smi -L` lists one")
     if engine.borrows and Path(python) != Path(sys.executable):
         raise CourseError(f"{engine.name} uses packages of the course's own Python, so it is built with "
                           "that one: leave --python out")
