@@ -68,7 +68,9 @@ session = onnxruntime.InferenceSession({str(exported / "fp32" / "model.onnx")!r}
 past = [v for v in session.get_inputs() if v.name.startswith("past_")]
 ids = np.arange(24).reshape(3, 8)
 def run(ids, cache):
-    feeds = {{"input_ids": ids, "kept": np.arange(ids.shape[1])}} | cache
+    seen = cache[past[0].name].shape[2]
+    mask = np.ones((3, seen + ids.shape[1]), np.int64)
+    feeds = {{"input_ids": ids, "attention_mask": mask, "kept": np.arange(ids.shape[1])}} | cache
     logits, *present = session.run(None, feeds)
     return logits, dict(zip([v.name for v in past], present))
 empty = {{v.name: np.zeros((3, v.shape[1], 0, v.shape[3]), np.float32) for v in past}}
@@ -84,6 +86,31 @@ np.save({str(exported / "whole.npy")!r}, whole)
     with torch.no_grad():
         expected = tiny[0](torch.arange(24).view(3, 8)).logits.numpy()
     assert np.allclose(np.load(exported / "whole.npy"), expected, atol=1e-4)
+
+
+def test_padding_is_hidden(tiny, exported):  # noqa: F811
+    """Texts of 8 and 5 tokens side by side, then two tokens more: each as if it were alone."""
+    code = f"""
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession({str(exported / "fp32" / "model.onnx")!r})
+past = [v for v in session.get_inputs() if v.name.startswith("past_")]
+ids, mask = np.arange(20).reshape(2, 10), np.ones((2, 10), np.int64)
+mask[1, :3] = 0
+def run(start, stop, cache):
+    feeds = {{"input_ids": ids[:, start:stop], "attention_mask": mask[:, :stop]}}
+    logits, *present = session.run(None, feeds | {{"kept": np.arange(stop - start)}} | cache)
+    return logits, dict(zip([v.name for v in past], present))
+empty = {{v.name: np.zeros((2, v.shape[1], 0, v.shape[3]), np.float32) for v in past}}
+first, cache = run(0, 8, empty)
+second, _ = run(8, 10, cache)
+np.save({str(exported / "padded.npy")!r}, np.concatenate([first, second], axis=1))
+"""
+    subprocess.run([str(ENGINE.python), "-c", code], check=True)
+    padded = np.load(exported / "padded.npy")
+    ids = torch.arange(20).view(2, 10)
+    with torch.no_grad():
+        assert np.allclose(padded[0], tiny[0](ids[:1]).logits[0].numpy(), atol=1e-4)
+        assert np.allclose(padded[1, 3:], tiny[0](ids[1:, 3:]).logits[0].numpy(), atol=1e-4)
 
 
 def test_kept_positions(tiny, exported, tmp_path):  # noqa: F811
@@ -107,9 +134,9 @@ def test_the_article_s_line_fails_or_gives_a_graph_without_cache(tiny):  # noqa:
     assert graph.missing_parts(found["inputs"], found["outputs"]) == {"cache", "mask", "dynamic length"}
 
 
-def test_our_graph_has_the_cache_and_any_length(exported):
+def test_our_graph_has_all_parts(exported):
     reader = dataclasses.replace(ENGINE, worker=ENGINE.worker.with_name("onnx_graph_worker.py"))
     answer = process.run(reader, {"file": str(exported / "fp32" / "model.onnx")}, 60)
     assert answer, answer
     found = answer.values["graph"]
-    assert graph.missing_parts(found["inputs"], found["outputs"]) == {"mask"}
+    assert graph.missing_parts(found["inputs"], found["outputs"]) == set()

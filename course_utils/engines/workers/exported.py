@@ -8,6 +8,7 @@ class ExportedSession(Session):
 
     past   {name of a cache input: (key-value heads, head dim)}
     cache  {the same names: keys or values of all tokens read so far}
+    read   how many tokens that are
     """
 
     def prefill(self, ids):
@@ -36,6 +37,7 @@ class ExportedSession(Session):
     def _forget(self):
         import numpy as np
 
+        self.read = 0
         self.cache = {name: self._tensor(np.zeros((self.batch, heads, 0, width), np.float32))
                       for name, (heads, width) in self.past.items()}
 
@@ -43,8 +45,10 @@ class ExportedSession(Session):
         return int(self._run(ids, [len(ids) - 1])[-1].argmax())
 
     def _feeds(self, ids, kept):
-        """All inputs of the graph."""
+        """All inputs of the graph to read `ids`, which then count as read. All sequences are equally long."""
         import numpy as np
 
+        self.read += len(ids)
         return {"input_ids": self._tensor(np.array([ids] * self.batch, np.int64)),
+                "attention_mask": self._tensor(np.ones((self.batch, self.read), np.int64)),
                 "kept": self._tensor(np.array(kept, np.int64))} | self.cache

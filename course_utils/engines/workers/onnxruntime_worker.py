@@ -60,8 +60,10 @@ class OnnxSession(ExportedSession):
 
         # 7 of the 8 bits (reduce_range): without VNNI instructions a processor adds pairs of products in 16
         # bits, which overflow at 8. The model then writes nonsense, and nothing says so.
-        quantize_dynamic(fp32, out / "model.onnx", weight_type=QuantType.QInt8, per_channel=True,
-                         reduce_range=True, use_external_data_format=True)
+        # Only what holds weights: the quantizer takes the operator Attention for an older one of that name.
+        quantize_dynamic(fp32, out / "model.onnx", op_types_to_quantize=["Gather", "Gemm", "MatMul"],
+                         weight_type=QuantType.QInt8, per_channel=True, reduce_range=True,
+                         use_external_data_format=True)
 
     def _int4(self, _, out, fp32):
         import onnx

@@ -25,17 +25,19 @@ class OpenVinoSession(ExportedSession):
         settings = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
                     "INFERENCE_PRECISION_HINT": "f32"}
         model = openvino.Core().compile_model(str(Path(folder) / "model.xml"), "CPU", settings)
-        self.request = model.create_infer_request()
+        # Two of them take turns: what one wrote, the other reads where it lies.
+        self.requests = model.create_infer_request(), model.create_infer_request()
         past = [i for i in model.inputs if i.get_any_name().startswith("past_")]
         self.past = {i.get_any_name(): (i.partial_shape[1].get_length(), i.partial_shape[3].get_length())
                      for i in past}
 
     def _run(self, ids, kept):
-        self.request.infer(self._feeds(ids, kept))
-        # The next call overwrites its outputs, so the cache is copied.
-        values = [self.request.get_output_tensor(i).data.copy() for i in range(1 + len(self.past))]
-        self.cache = dict(zip(self.past, values[1:], strict=True))
-        return values[0][0]
+        request, other = self.requests
+        self.requests = other, request
+        request.infer(self._feeds(ids, kept), share_inputs=True)
+        logits, *present = (request.get_output_tensor(i).data for i in range(1 + len(self.past)))
+        self.cache = dict(zip(self.past, present, strict=True))
+        return logits[0].copy()
 
     def prepare(self, step, model, source, out):
         import nncf

@@ -37,9 +37,9 @@ class TensorRtSession(OnnxSession):
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        sizes = {"input_ids": (self.batch, new), "kept": (new,)} | {
-            value.name: (self.batch, value.shape[1], past, value.shape[3])
-            for value in session.get_inputs() if value.name.startswith("past_")}  # fmt: skip
+        caches = [value for value in session.get_inputs() if value.name.startswith("past_")]
+        sizes = {"input_ids": (self.batch, new), "attention_mask": (self.batch, past + new), "kept": (new,)}
+        sizes |= {value.name: (self.batch, value.shape[1], past, value.shape[3]) for value in caches}
         return ",".join(f"{name}:{'x'.join(map(str, size))}" for name, size in sizes.items())
 
 

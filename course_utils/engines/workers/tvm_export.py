@@ -1,7 +1,8 @@
 """A Llama-like model as a TVM program: what torch.export traces, with the loops of tvm_kernels.py in it.
 
-Inputs and outputs are those of the ONNX graph (onnx_export.py): input_ids int64 [batch, tokens]; kept int64
-[n]; a key and a value tensor for each layer, FP32 [batch, KV heads, past, head dim]. Then come the weights.
+Inputs and outputs are those of the ONNX graph (onnx_export.py), without its mask: input_ids int64 [batch,
+tokens]; kept int64 [n]; a key and a value tensor for each layer, FP32 [batch, KV heads, past, head dim]. Then
+come the weights.
 """
 
 import math

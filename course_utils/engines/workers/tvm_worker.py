@@ -41,7 +41,9 @@ class TvmSession(ExportedSession):
         return self.tvm.runtime.tensor(array)
 
     def _run(self, ids, kept):
-        logits, *present = self.main(*self._feeds(ids, kept).values(), *self.parameters)
+        feeds = self._feeds(ids, kept)
+        del feeds["attention_mask"]  # this export has no padding
+        logits, *present = self.main(*feeds.values(), *self.parameters)
         self.cache = dict(zip(self.past, present, strict=True))
         return logits.numpy()[0, :, : self.vocabulary]  # the panels have been filled up with zero rows
 
