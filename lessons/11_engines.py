@@ -115,9 +115,14 @@ else:
 # %% [markdown] name="graph-meaning"
 # The one line does not even run any more: the model hands out its cache as an object, and a graph knows
 # tensors only. Without the cache it runs. That graph keeps the length of its example for ever, and no cache
-# goes in. Ours has the cache and takes any length. It has no mask either: the causal mask is computed inside,
-# and padding is not possible, so all sequences of a batch must have the same length. What a graph lacks is a
-# decision; one should know it.
+# goes in. Ours has the cache and takes any length. Its `attention_mask` hides padding, so that a short text
+# and a long one can stand in one batch. Mind a trap there: a padding token that may see nothing gets a
+# softmax over nothing, which is not a number, and the next layer hands that on to all. So in our mask it sees
+# itself.
+#
+# A graph can say the same in many small operators or in one. Ours says attention in one: ONNX's operator
+# `Attention` (operator set 23) joins the cache with the new tokens, and knows that three query heads share
+# one key-value head. A runtime with a kernel for it need not find the pattern first.
 #
 # Two more traps. A file in the format of ONNX is a protobuf message, which must be smaller than 2 GiB. So
 # larger weights have to lie in a file beside it (*external data*). And where embedding and output layer

@@ -164,14 +164,17 @@ def frequent_collection():
         gc.unfreeze()
 
 
-def release_memory():
+def release_memory(garbage=True):
     """Give back to the system what this process has freed.
 
-    Collects garbage, then empties the C library's store of freed memory (glibc keeps much of it, so that a
-    process looks larger than what it uses) and torch's CUDA cache, where they exist. Nothing that a variable
-    still holds is freed: one slice of one weight keeps the whole file of weights that it was loaded from.
+    garbage  first collect garbage, which takes a good part of a second when much is loaded
+
+    Empties the C library's store of freed memory (glibc keeps much of it, so that a process looks larger than
+    what it uses) and torch's CUDA cache, where they exist. Nothing that a variable still holds is freed: one
+    slice of one weight keeps the whole file of weights that it was loaded from.
     """
-    gc.collect()
+    if garbage:
+        gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # absent from other C libraries, such as musl
         if trim is not None:
