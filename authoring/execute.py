@@ -105,8 +105,8 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
 class PeakMemory:
     """Highest resident memory, in bytes, of the child processes that start in the block: of the kernel here.
 
-    `seen["cell"]` names the cell that runs; `cell` is the one during which the peak was reached. A process
-    that was just forked and runs no program of its own yet is left out: what it shows is its parent's memory.
+    `seen["cell"]` names the cell that runs; `cell` is the one during which the peak was reached. A forked
+    process that runs no program of its own, or none yet, is left out: what it shows is its parent's memory.
     """
 
     interval = 0.1  # seconds
@@ -142,8 +142,8 @@ class PeakMemory:
 
 def _runs_a_program(process) -> bool:
     """False between fork and exec, when a process still has its parent's command line, or none."""
-    command = process.cmdline()
-    return bool(command) and command != process.parent().cmdline()
+    command, parent = process.cmdline(), process.parent()
+    return bool(command) and (parent is None or command != parent.cmdline())
 
 
 def _high_water(pid) -> int:

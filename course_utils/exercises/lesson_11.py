@@ -186,6 +186,11 @@ MISSING_PARTS = Exercise(
                   | ({"cache"} if not [n for n, _ in inputs if n.startswith("past")] else set())),
         ),
         Mistake(
+            "the cache recognised by a name among the inputs only. Its tensors have four dimensions.",
+            _with(lambda inputs, outputs, right: right - {"cache"}
+                  | (set() if any("past" in name for name, _ in inputs) else {"cache"})),
+        ),
+        Mistake(
             "a cache of fixed length accepted. It has to grow by a token each step.",
             _with(lambda inputs, outputs, right: right - {"cache"}
                   | ({"cache"} if not sum(len(s) == 4 for _, s in inputs) == sum(

@@ -88,6 +88,8 @@ WRONG = {
             set() if any(len(s) == 4 for _, s in o) else {"cache"}), "only the outputs"),
         (lambda i, o: _missing_by_filter([(n, s) for n, s in i if len(s) < 4 or n.startswith("past")], o),
          "recognised by its name"),
+        (lambda i, o: _missing_by_filter(i, o) - {"cache"} | (
+            set() if any("past" in n for n, _ in i) else {"cache"}), "a name among the inputs"),
         (lambda i, o: _missing_by_filter([(n, s[:2] + [""] + s[3:] if len(s) == 4 else s) for n, s in i], o),
          "fixed length accepted"),
         (lambda i, o: _missing_by_filter([(n, s[::-1] if n == "input_ids" else s) for n, s in i], o),

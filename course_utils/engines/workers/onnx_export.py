@@ -58,7 +58,7 @@ class WithCache(torch.nn.Module):
         keys = torch.arange(seen + new)[None, None, :]
         queries = torch.arange(new)[None, :, None] + seen
         # A token sees those before it, except padding, and itself. So padding sees itself: a softmax over
-        # nothing is not a number, and from there it would spread to all tokens.
+        # nothing is 0 / 0. ONNX Runtime says 0 then; by the formula it is not a number, which would spread.
         visible = (keys < queries) & attention_mask[:, None, :].bool() | (keys == queries)
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)[:, seen:]
         self.cache = TensorCache(past)
