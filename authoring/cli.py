@@ -15,7 +15,10 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Numbers = Annotated[list[str] | None, typer.Argument(metavar="[NN]...", help="lessons; all when left out")]
+Numbers = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[LESSON]...", help="numbers or keys (04, gptq); all when left out"),
+]
 
 
 @app.callback()
@@ -123,12 +126,13 @@ def list_lessons(context: typer.Context):
     from authoring.sync import read_costs
 
     costs = read_costs(context.obj)
-    table = Table("lesson", "minutes", "memory", "what you measure")
+    titles = {key: part.title for part in context.obj.parts for key in part.lessons}
+    table = Table("part", "number", "key", "minutes", "memory", "what you measure")
     for path in context.obj.lessons():
         lesson = read_lesson(context.obj, path)
-        cost = costs.get(lesson.stem)
+        cost = costs.get(lesson.key)
         took = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
-        table.add_row(lesson.stem, *took, lesson.goal)
+        table.add_row(titles.get(lesson.key, ""), lesson.number, lesson.key, *took, lesson.goal)
     Console().print(table)
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from authoring import library
-from authoring.project import LessonError, Project
-from course_utils import lesson_setup
+from authoring import library, links
+from authoring.project import LessonError, Project, key_of, number_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,56}")  # with "-check" it still fits a cell id's 64 characters
 KEYS = {"name", "tolerance", "atol", "timing", "exercise", "predict", "points", "goal", "tags"}
@@ -47,8 +46,14 @@ class Lesson:
         return self.path.stem
 
     @property
+    def key(self) -> str:
+        """What everything that belongs to the lesson goes by: `gptq` of 04_gptq.py."""
+        return key_of(self.path)
+
+    @property
     def number(self) -> str:
-        return self.stem[:2]
+        """Its place, two digits. Nothing but file names and links may depend on it."""
+        return number_of(self.path)
 
     @property
     def title(self) -> str:
@@ -66,6 +71,7 @@ def read_lesson(project: Project, path: Path) -> Lesson:
     import jupytext
 
     relative = project.relative(path)
+    key_of(path)
     try:
         notebook = jupytext.reads(path.read_text(), fmt="py:percent")
     except Exception as error:
@@ -82,13 +88,15 @@ def read_lesson(project: Project, path: Path) -> Lesson:
             raise LessonError(relative, name, "the name is taken (every cell needs one of its own).")
         seen |= names
         _check_options(relative, name, cell.cell_type, options)
+        if typed := links.typed_number(cell.source):
+            raise LessonError(relative, name, f"{typed!r} names a lesson by its number, which may change: "
+                              + links.ADVICE[cell.cell_type])
         cells.append(Cell(name, cell.cell_type, cell.source.strip("\n"), options))
-    heading = rf"# Lesson {path.stem[:2]}: \S"
-    if not cells or cells[0].name != "title" or not re.match(heading, cells[0].source):
+    if not cells or cells[0].name != "title" or not re.match(r"# \S", cells[0].source):
         raise LessonError(
             relative,
             cells[0].name if cells else None,
-            f'the first cell must be markdown, name="title", beginning with "# Lesson {path.stem[:2]}: ...".',
+            'the first cell must be markdown, name="title", beginning with "# " and the lesson\'s title.',
         )
     return Lesson(relative, cells)
 
@@ -121,20 +129,21 @@ def make_notebook(project: Project, lesson: Lesson, kind: str, costs: dict):
 
     Args:
         kind: "notebooks" (exercises are stubs) or "solutions".
-        costs: measured minutes and memory by lesson, the content of recorded/lesson_costs.json.
+        costs: measured minutes and memory by key, the content of recorded/lesson_costs.json.
 
     Raises:
         LessonError: a directive cannot be expanded.
     """
     path = f"{kind}/{lesson.stem}.ipynb"
     cells = [
-        _markdown("title", header(project, lesson, path, costs.get(lesson.stem))),
-        _code("setup", lesson_setup.setup_line(project.repository, project.ref)),
+        _markdown("title", header(project, lesson, path, costs.get(lesson.key))),
+        _code("setup", links.setup_line(project.repository, project.ref)),
         _code("parameters", PARAMETERS, {"tags": ["parameters"]}),
     ]
     for cell in lesson.cells[1:]:
         if cell.type == "markdown":
-            cells.append(_markdown(cell.name, cell.source, cell.options.get("tags")))
+            text = links.resolve(project, lesson.path, cell.name, cell.source)
+            cells.append(_markdown(cell.name, text, cell.options.get("tags")))
         elif "exercise" in cell.options or "predict" in cell.options:
             try:
                 cells += _exercise(project, lesson, cell, kind)
@@ -148,14 +157,15 @@ def make_notebook(project: Project, lesson: Lesson, kind: str, costs: dict):
     metadata = {
         "kernelspec": dict(KERNEL),
         "language_info": {"name": "python"},
-        "course": {"lesson": lesson.stem, "kind": kind},
+        "course": {"lesson": lesson.key, "kind": kind},
     }
     return new_notebook(cells=cells, metadata=metadata)
 
 
 def header(project, lesson, path, cost) -> str:
-    """The title cell: the author's text with badges, minutes and memory after the heading."""
-    heading, _, rest = lesson.cells[0].source.partition("\n")
+    """The title cell: the author's text, after its place, badges, minutes and memory."""
+    heading = f"# Lesson {lesson.number}: {lesson.title}"
+    rest = links.resolve(project, lesson.path, "title", lesson.cells[0].source.partition("\n")[2])
     if cost:
         measured = (
             f"about {cost['minutes']:.1f} minutes and {cost['peak_gb']:.1f} GB of memory "
@@ -163,8 +173,10 @@ def header(project, lesson, path, cost) -> str:
         )
     else:
         measured = "not measured yet"
-    badges = lesson_setup.badges(project.repository, project.ref, path)
-    return "\n\n".join([heading, badges, f"**It takes** {measured}.", rest.strip("\n")]).rstrip("\n")
+    badges = links.badges(project.repository, project.ref, path)
+    place = links.place(project, lesson.path)
+    above = [heading, *[place] * bool(place), badges, f"**It takes** {measured}."]
+    return "\n\n".join([*above, rest.strip("\n")]).rstrip("\n")
 
 
 def _exercise(project, lesson, cell, kind):
@@ -173,8 +185,8 @@ def _exercise(project, lesson, cell, kind):
     points = cell.options.get("points", 1)
     if "predict" in cell.options:
         id, answer = cell.options["predict"], "prediction"
-        if not re.fullmatch(rf"{lesson.number}\.[A-Za-z_]\w*", str(id)):
-            raise ValueError(f'predict="{id}" must be "{lesson.number}." and a name.')
+        if not re.fullmatch(rf"{lesson.key}\.[A-Za-z_]\w*", str(id)):
+            raise ValueError(f'predict="{id}" must be "{lesson.key}." and a name.')
         empty = library.replace_solutions(cell.source, lambda region, indent: [f"{indent}prediction = None"])
         source = cell.source if solved else empty
     else:
@@ -187,10 +199,10 @@ def _exercise(project, lesson, cell, kind):
                 raise ValueError(f"must be empty: its content is taken from {target}.")
             marked = library.mark_solution(library.find_source(project.root, target))
             answer = target.partition(":")[2]
-        id = f"{lesson.number}.{answer}"
+        id = f"{lesson.key}.{answer}"
         source = marked if solved else library.stub(marked)
     task = _code(cell.name, source, {"nbgrader": _nbgrader(cell.name, solution=True)})
-    check_source = f'from course_utils.exercises import check\n\ncheck("{id}", {answer})'
+    check_source = f'from course_utils.checking import check\n\ncheck("{id}", {answer})'
     check_source = "\n".join(filter(None, [_comment(cell.options), check_source]))
     name = f"{cell.name}-check"
     metadata = _metadata(cell.options) | {"nbgrader": _nbgrader(name, points=points)}
@@ -219,9 +231,6 @@ def _checksum(cell):
     from nbgrader.utils import compute_checksum
 
     return compute_checksum(cell)
-
-
-TOLERANCE_COMMENT = re.compile(r"\A# (?:compared within .+|timing, not compared)\n")
 
 
 def _comment(options):
@@ -257,9 +266,9 @@ def _paragraphs(text):
 def code_hash(notebook) -> str:
     """SHA-256 of the code cells: the outputs of two notebooks with the same hash are interchangeable.
 
-    What a cell says of its tolerance does not count: it changes the comparison, not what is computed.
+    Comments and docstrings do not count: they change what is read, not what is computed.
     """
-    code = [[cell.id, TOLERANCE_COMMENT.sub("", cell.source)]
+    code = [[cell.id, library.without_comments(cell.source)]
             for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 

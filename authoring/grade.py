@@ -8,6 +8,7 @@ import copy
 import csv
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -85,16 +86,13 @@ TIMED_OUT = {
 
 
 def lesson_of(notebook, path) -> str:
-    """The lesson a submission belongs to: as its metadata says, or its file name."""
-    return notebook.metadata.get("course", {}).get("lesson") or Path(path).stem
+    """Key of the lesson a submission belongs to: as its metadata says, or its file name."""
+    return notebook.metadata.get("course", {}).get("lesson") or re.sub(r"^\d\d_", "", Path(path).stem)
 
 
-def released(project: Project, stem: str):
+def released(project: Project, key: str):
     """The learner's notebook as generated now. Raises ValueError for an unknown lesson."""
-    paths = [path for path in project.lessons() if path.stem == stem]
-    if not paths:
-        raise ValueError(f"no lesson {stem!r} in lessons/")
-    lesson = generate.read_lesson(project, paths[0])
+    lesson = generate.read_lesson(project, project.lesson(key))
     return generate.make_notebook(project, lesson, "notebooks", sync.read_costs(project))
 
 

@@ -4,6 +4,8 @@ Works on text and syntax tree, importing nothing, so that signature and docstrin
 """
 
 import ast
+import io
+import tokenize
 from pathlib import Path
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
@@ -138,3 +140,25 @@ def _bodies(source):
         text = lines[first - 1]
         found.append((begin, function.end_lineno, text[: len(text) - len(text.lstrip())]))
     return reversed(found)
+
+
+def without_comments(source: str) -> str:
+    """`source` without comments and without the docstrings of its functions and classes.
+
+    Works on the text, so that the result is the same under every version of Python. A cell that is no plain
+    Python (magics) is returned as it is.
+    """
+    try:
+        tree = ast.parse(source)
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (SyntaxError, tokenize.TokenError):
+        return source
+    lines = dict(enumerate(source.splitlines(), start=1))
+    for row, column in (token.start for token in tokens if token.type == tokenize.COMMENT):
+        lines[row] = lines[row][:column].rstrip() or None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            text = node.body[0]
+            if text.lineno > node.lineno:  # not `def f(): "text"` on one line
+                lines |= dict.fromkeys(range(text.lineno, text.end_lineno + 1))
+    return "\n".join(line for line in lines.values() if line is not None)

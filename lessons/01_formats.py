@@ -1,5 +1,5 @@
 # %% [markdown] name="title" goal="What 4 to 32 bits can hold, and what the model loses in each format"
-# # Lesson 01: Precision formats
+# # Precision formats
 #
 # A weight is a number. How many bits does a number need? With 32 the model takes 538 MB, with 4 about an
 # eighth of that. But 4 bits can tell only 16 numbers apart. Which 16?
@@ -8,7 +8,7 @@
 # you will put the real model into each of them, and measure how many bytes it takes, how far its weights
 # move, and how much worse it predicts text.
 #
-# From lesson 00 you need: perplexity, and the model's parts (embedding, attention, MLP, norms).
+# From {lesson:one_token} you need: perplexity, and the model's parts (embedding, attention, MLP, norms).
 
 # %% name="imports"
 import math
@@ -160,7 +160,7 @@ print(f"E4M3, saturated: {saturated.item():g}.  This torch says: {torch.tensor(7
 # **Predict.** Take numbers that lie well inside the range of both BF16 and FP16. How many times as large is
 # the rounding error in BF16 as in FP16?
 
-# %% name="predict-bf16-loss" predict="01.predict_bf16_loss" points=1
+# %% name="predict-bf16-loss" predict="formats.predict_bf16_loss" points=1
 ### BEGIN SOLUTION
 prediction = 2 ** (10 - 7)  # three mantissa bits fewer, each doubles the step
 ### END SOLUTION
@@ -294,7 +294,7 @@ print(f"FP4 without a scale makes zero of {(sample <= 0.25).float().mean().item(
 #
 # **Predict.** How many MB do this model's 134,515,008 weights take in NF4 (without double quantization)?
 
-# %% name="predict-nf4-megabytes" predict="01.predict_nf4_megabytes" points=1
+# %% name="predict-nf4-megabytes" predict="formats.predict_nf4_megabytes" points=1
 ### BEGIN SOLUTION
 prediction = 134_515_008 * (4 + 32 / 64) / 8 / 1e6  # MB
 ### END SOLUTION
@@ -588,7 +588,7 @@ print(f"{worst} costs {loss[worst] / loss[best]:.1f} times what {best} costs.")
 #   In a band as narrow as these weights' it wins over both FP8 formats, with the same 8 bits.
 # - At 4 bits it matters where the 16 numbers are, how large the block is, and how fine its scale.
 #   Bits per weight are part of the comparison: INT4 and MXFP4 have 4.25, NF4 and NVFP4 4.5.
-# - This model is small. The larger a model, the less it loses at 4 bits: lesson 04 has the figures.
+# - This model is small. The larger a model, the less it loses at 4 bits: {lesson:gptq} has the figures.
 #
 # The article that this course examines says that 8 bits cost less than 1 % and 4 bits about 2 % accuracy.
 # Accuracy on a task is a coarser measure than perplexity, and its models are larger. What this model says:
@@ -732,8 +732,8 @@ measure.table(rows)
 #   certain than the values, because every format reads the same text. Still, differences of a tenth of a
 #   percent say nothing.
 # - Which 4-bit format wins depends on the weights, on what stays unconverted, and on how scales are chosen.
-#   Here every matrix was converted, the embedding too, which most tools leave in 16 bits. Lessons 02 to 05
-#   choose better scales, and lose less in the same format.
+#   Here every matrix was converted, the embedding too, which most tools leave in 16 bits. {Lesson:ptq} to
+#   {lesson:awq} choose better scales, and lose less in the same format.
 # - Massive activations are in most language models; their size and layer differ.
 # - Which format is *fast* depends on the hardware: FP8 and FP4 need matrix units that have them. On a CPU
 #   they save memory, and cost time to decode.
@@ -749,4 +749,4 @@ measure.table(rows)
 #   scale is a power of two.
 # - Weights are easy: a narrow band. Activations have outliers, and decide which range is needed.
 #
-# Lesson 02 quantizes for real: codes in memory instead of rounded FP32, and products computed from them.
+# {Lesson:ptq} quantizes for real: codes in memory instead of rounded FP32, and products computed from them.

@@ -1,5 +1,5 @@
 # %% [markdown] name="title" goal="What 8, 4, 3 and 2 bits a weight cost in perplexity and save in bytes"
-# # Lesson 02: Post-training quantization
+# # Post-training quantization
 #
 # A trained model is a list of real numbers, each in 32 or 16 bits. How few bits can we keep before the
 # model notices? **Quantization** stores each number as a small integer. **Post-training** means that the
@@ -9,7 +9,7 @@
 # costs. Then come the numbers that flow *through* the model: they are harder, and you will see why. At
 # the end the library that most people use for this answers a question in 8 and in 4 bits, and is timed.
 #
-# You need lessons 00 (parameters, perplexity) and 01 (number formats).
+# You need {lesson:one_token} (parameters, perplexity) and {lesson:formats} (number formats).
 
 # %% name="imports"
 import os
@@ -257,8 +257,8 @@ print(f"INT3, groups of 64: x {results[Scheme(3, 64)][0] / fp32.value:.1f}; "
 # - 8 bits are almost free, as long as rows have their own scales.
 # - At 4 bits it is the *sharing* that decides: a quarter of a bit more for groups takes away about half
 #   of the loss.
-# - Rounding to nearest ends between 4 and 3 bits. Lessons 04 and 05 push that limit, lesson 03 trains
-#   against it.
+# - Rounding to nearest ends between 4 and 3 bits. {Lesson:gptq} and {lesson:awq} push that limit,
+#   {lesson:qat} trains against it.
 #
 # This is a small model, and small models suffer most: published losses at 4 bits for models with billions
 # of parameters are a few percent. One more caution: the embedded model was itself stored in 4 bits
@@ -273,7 +273,7 @@ print(f"INT3, groups of 64: x {results[Scheme(3, 64)][0] / fp32.value:.1f}; "
 # scale for each row. The embedding (21 %) and the norms stay in FP32. By how many percent does the
 # *model* shrink?
 
-# %% name="predict-saving" predict="02.predict_saving" points=1
+# %% name="predict-saving" predict="ptq.predict_saving" points=1
 ### BEGIN SOLUTION
 prediction = 100 * 0.79 * (1 - 1 / 4)  # percent: three of four bytes, on 79 % of the parameters
 ### END SOLUTION
@@ -301,8 +301,8 @@ layers = layer = None  # frees the packed layers
 measure.release_memory()
 
 # %% [markdown] name="packed-answers-text"
-# Does the model packed into 4 bits still answer? The words are the same kind of check as in lesson 00: a
-# glance, no measurement.
+# Does the model packed into 4 bits still answer? The words are the same kind of check as in
+# {lesson:one_token}: a glance, no measurement.
 
 # %% name="packed-answers"
 print(answer)
@@ -363,7 +363,7 @@ plots.show(fig, f"Left: largest absolute input of each channel of {spiky}, log s
 # whole tensor, integers go from -127 to 127. How far apart are two neighbouring values that can still be
 # told apart?
 
-# %% name="predict-step" predict="02.predict_step" points=1
+# %% name="predict-step" predict="ptq.predict_step" points=1
 ### BEGIN SOLUTION
 prediction = 2400 / 127
 ### END SOLUTION
@@ -624,7 +624,7 @@ except TypeError as error:
     print("TypeError:", c5)
 
 # %% [markdown] name="bnb-load-text"
-# Today the wish goes into a config. **NF4** is the 4-bit format of lesson 01 with 16 unevenly spaced
+# Today the wish goes into a config. **NF4** is the 4-bit format of {lesson:formats} with 16 unevenly spaced
 # levels, one scale for each 64 weights. Four versions of the model answer the same question; each is
 # weighed and timed. Mind one trap when you save such a model: with bitsandbytes 0.50 on a CPU an NF4
 # model that was saved *after* its first forward pass loads as garbage, without any error. Save first, run
@@ -670,10 +670,11 @@ print("Slower than FP32 on this machine when decoding:", ", ".join(slower) or "n
 print("Slower than FP32 on this machine when reading the prompt:", ", ".join(slower_prefill) or "none")
 
 # %% [markdown] name="bnb-meaning"
-# Fewer bytes are not automatically more speed. Decoding is bound by the bytes that are read (lesson 00),
-# so 8 bits *could* be up to 4 times faster than 32, and 4 bits up to 8 times. But the integers have to be
-# unpacked, scaled, split at the outliers and multiplied by a kernel made for it. Where that kernel is
-# missing, the work eats the gain. Lessons 11 and 12 meet engines whose kernels do it.
+# Fewer bytes are not automatically more speed. Decoding is bound by the bytes that are read
+# ({lesson:one_token}), so 8 bits *could* be up to 4 times faster than 32, and 4 bits up to 8 times. But the
+# integers have to be unpacked, scaled, split at the outliers and multiplied by a kernel made for it. Where
+# that kernel is missing, the work eats the gain. {Lesson:engines} meets engines whose kernels
+# do it.
 #
 # ## What would not replicate elsewhere, and what holds anyway
 #

@@ -1,7 +1,7 @@
 # %% [markdown] name="title" goal="What training with the rounding errors in place wins back, and its price"
-# # Lesson 03: Quantization-aware training
+# # Quantization-aware training
 #
-# Lesson 02 rounded a finished model. At 8 bits nobody noticed, at 2 bits the model was ruined. Can a model
+# {Lesson:ptq} rounded a finished model. At 8 bits nobody noticed, at 2 bits the model was ruined. Can a model
 # learn to live with its rounding errors, if they are already there while it is trained? That is
 # **quantization-aware training**, QAT for short. Rounding a finished model is called **post-training
 # quantization**, PTQ.
@@ -11,7 +11,7 @@
 # classifier in four settings. Each is measured with and without QAT on the same held-out sentences. At
 # the end you can say when the training pays.
 #
-# You need lesson 02 (scale, zero point, per channel) and an idea of what a training loop does. The model
+# You need {lesson:ptq} (scale, zero point, per channel) and an idea of what a training loop does. The model
 # is small enough to be trained here: MiniLM, an encoder with 6 layers, that tells positive from negative
 # sentences about films. So the parameter `LM` above is not used in this lesson.
 
@@ -46,7 +46,7 @@ plots.style()
 #
 # **Predict first.** What is the slope of `round(x)` at x = 2.3?
 
-# %% name="predict-slope" predict="03.predict_slope" points=1
+# %% name="predict-slope" predict="qat.predict_slope" points=1
 ### BEGIN SOLUTION
 prediction = 0  # a small pace from 2.3 to either side changes nothing
 ### END SOLUTION
@@ -164,7 +164,7 @@ print(inspect.getsource(qat.fake_quantize))
 # - the **input** to a grid with a zero point, one scale for each token, taken as it comes. Inputs after the
 #   activation function are mostly positive, and a zero point does not waste half of the integers on them.
 #
-# `affine.parameters(values, scheme)` of lesson 02 returns scale and zero point of each row. Scales are
+# `affine.parameters(values, scheme)` of {lesson:ptq} returns scale and zero point of each row. Scales are
 # constants to the gradient: take them from detached values.
 #
 # The short name of a setting counts the bits: **W4A8** has 4-bit weights and 8-bit activations (inputs).
@@ -237,7 +237,7 @@ score("FP32", base)
 # look roughly like a bell curve, and the largest of 384 is about 3 standard deviations from 0. Within 15
 # % of the right number is close enough.
 
-# %% name="predict-zeros" predict="03.predict_zeros" points=1
+# %% name="predict-zeros" predict="qat.predict_zeros" points=1
 ### BEGIN SOLUTION
 # 1.5 steps are about 3 standard deviations, so half a step is 1: 68 % of a bell curve lies within.
 # The weights of a trained model have longer tails than a bell curve, so a few more.
@@ -523,7 +523,7 @@ if record is not None:
 # - 16 steps are few, chosen so that this lesson stays short. The longer run above shows what more steps do.
 #   Neither is the many thousand steps that papers on QAT take.
 # - A classifier with two answers forgives more than a language model that chooses among 49,152 tokens. Do
-#   not read the 4-bit rows as a promise for text generation; lesson 04 measures that.
+#   not read the 4-bit rows as a promise for text generation; {lesson:gptq} measures that.
 # - What holds: rounding has no slope; the straight-through estimator trains in spite of it; the fewer the
 #   bits, the more there is to win; at 8 bits there is next to nothing to win; the choice of the scale comes
 #   before the training.
@@ -536,7 +536,7 @@ if record is not None:
 #   converted.
 # - A scale can be learned like a weight (LSQ). The same product rule gives its gradient.
 # - QAT costs labelled data, a training loop and memory for gradients. First try PTQ; then PTQ with more
-#   care (a better scale, groups, zero points, and lessons 04 and 05); QAT when the bits must be so few that
-#   these fail.
+#   care (a better scale, groups, zero points, and {lesson:gptq} and {lesson:awq}); QAT when the bits must be
+#   so few that these fail.
 #
 # **Claims of the article.** None of its numbered claims belongs to this lesson alone.

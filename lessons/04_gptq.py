@@ -1,7 +1,7 @@
 # %% [markdown] name="title" goal="Output error and perplexity of GPTQ; a checkpoint others read"
-# # Lesson 04: GPTQ
+# # GPTQ
 #
-# Lesson 02 rounded every weight to the nearest value of a coarse grid. Can we choose better values on the
+# {Lesson:ptq} rounded every weight to the nearest value of a coarse grid. Can we choose better values on the
 # *same* grid, with the same bytes in the end?
 #
 # We can, because nobody looks at the weights. What the next layer sees is the *output*, a sum over many
@@ -9,7 +9,7 @@
 # columns still to come make up for the error. You will build it in three steps, measure each on the real
 # model, find out when it fails, and write a file that other libraries load.
 #
-# You need lesson 02: scales, groups, round to nearest.
+# You need {lesson:ptq}: scales, groups, round to nearest.
 
 # %% name="imports"
 import importlib.metadata
@@ -60,7 +60,7 @@ print(f"text to calibrate on: {calibration.numel():,} tokens; to choose settings
 # **Predict first.** The widest layers here, `down_proj`, have 1,536 inputs and 576 outputs. How many
 # bytes is one of their Hessians in FP32?
 
-# %% name="predict-hessian-bytes" predict="04.predict_hessian_bytes" points=1
+# %% name="predict-hessian-bytes" predict="gptq.predict_hessian_bytes" points=1
 ### BEGIN SOLUTION
 prediction = 1536 * 1536 * 4  # bytes: every input with every input
 ### END SOLUTION
@@ -190,7 +190,7 @@ for order, when in turn.items():
 #
 # The paper found that the greedy order is hardly worth its price. Here it even hurts, and the turns say why.
 # Cheap weights come first, so the weight on the largest input is left to the end. Then it has to be rounded
-# as well, and no weight is left to make up for it. A language model has such inputs; lesson 02 met them.
+# as well, and no weight is left to make up for it. A language model has such inputs; {lesson:ptq} met them.
 #
 # The order is also what makes OBQ slow: each row chooses its own, so each row needs its own inverse.
 #
@@ -274,7 +274,7 @@ print(f"GPTQ divides this layer's output error by {min(gains):.1f} to {max(gains
 # **Predict.** On *new* text, is its output error with 4 bits in groups of 64 better or worse than that of
 # round to nearest? Answer "better" or "worse".
 
-# %% name="predict-new-text" predict="04.predict_new_text" points=1
+# %% name="predict-new-text" predict="gptq.predict_new_text" points=1
 ### BEGIN SOLUTION
 prediction = "worse"  # 2,048 tokens are few for 1,536 inputs
 ### END SOLUTION

@@ -1,15 +1,15 @@
 # %% [markdown] name="title" goal="Find the weights that matter by what flows through them, and spare them"
-# # Lesson 05: AWQ
+# # AWQ
 #
-# GPTQ (lesson 04) repairs the error of one weight with the weights next to it. AWQ, *activation-aware
+# GPTQ ({lesson:gptq}) repairs the error of one weight with the weights next to it. AWQ, *activation-aware
 # weight quantization* (Lin et al., 2023), asks another question: do all weights matter alike? And if some
 # matter more, can they be rounded more finely without storing a single bit more?
 #
 # You will find those weights, see what it is worth to spare them, and then build the trick that makes it
 # free: a scale for each channel, folded into the layer before. At the end all weight-only methods of
-# lessons 01 to 05 meet in one picture: bits against perplexity.
+# {lesson:formats} to {lesson:awq} meet in one picture: bits against perplexity.
 #
-# You need lesson 02: scale, zero point, groups, and round to nearest (**RTN**).
+# You need {lesson:ptq}: scale, zero point, groups, and round to nearest (**RTN**).
 
 # %% name="imports"
 import copy
@@ -78,8 +78,8 @@ print(f"{scheme}, round to nearest: perplexity {rtn.value:.2f}")
 # %% name="ex-channel-importance" exercise="course_utils.quantize.awq:channel_importance" points=2
 
 # %% [markdown] name="importance-measured-text"
-# `layerwise.walk` is the calibration walk of lesson 04. Here it changes nothing. It notes the mean size of
-# each channel for the input of every layer, and keeps 256 inputs of four blocks for later.
+# `layerwise.walk` is the calibration walk of {lesson:gptq}. Here it changes nothing. It notes the mean size
+# of each channel for the input of every layer, and keeps 256 inputs of four blocks for later.
 
 # %% name="importance-measured" tolerance=0.05
 importance, sample = {}, {}
@@ -133,7 +133,7 @@ plots.show(
 # point for each group of 64 weights) and 1 % of them in 16 bits: how many bits does a weight take on
 # average?
 
-# %% name="predict-mixed-bits" predict="05.predict_mixed_bits" points=1
+# %% name="predict-mixed-bits" predict="awq.predict_mixed_bits" points=1
 ### BEGIN SOLUTION
 prediction = 0.99 * (3 + (16 + 3) / 64) + 0.01 * 16  # bits
 ### END SOLUTION
@@ -160,7 +160,7 @@ for by in ("random", "weight", "activation"):
 # One channel in a hundred, found by its activations, carries about half of the damage. Chosen at random, or
 # by the weights' own size, it carries next to nothing. So keep the right ones in FP16 and be done? The
 # price is not the memory, it is the hardware. A matrix of mixed precision needs two kernels and an index
-# that scatters and gathers. LLM.int8() in lesson 02 does exactly that, and pays in speed. Can the same
+# that scatters and gathers. LLM.int8() in {lesson:ptq} does exactly that, and pays in speed. Can the same
 # weights be protected with every weight at 3 bits?
 #
 # ## Scaling instead
@@ -181,7 +181,7 @@ for by in ("random", "weight", "activation"):
 # **Predict.** One channel of a group is scaled by *s* = 2 and the group's range does not change. The error
 # that this channel brings into the output becomes how many times what it was?
 
-# %% name="predict-scaled-error" predict="05.predict_scaled_error" points=1
+# %% name="predict-scaled-error" predict="awq.predict_scaled_error" points=1
 ### BEGIN SOLUTION
 prediction = 1 / 2  # times the error before
 ### END SOLUTION
@@ -507,7 +507,7 @@ for label, quantized in trials.items():
 #
 # All methods at many settings take longer than a lesson should. The following figures were recorded by
 # `course bench weight_only`, on the same text and with the same functions as above. GPTQ is the one of
-# lesson 04, with the settings it ended with: act-order, static groups, damping 0.2.
+# {lesson:gptq}, with the settings it ended with: act-order, static groups, damping 0.2.
 
 # %% name="record"
 record = records.load("bench_weight_only")
@@ -548,8 +548,8 @@ for label, line in table.items():
 
 # %% [markdown] name="order-reading"
 # AWQ asks the activations where to be careful, clipping asks them what to cut off, and both gains add up.
-# GPTQ is given the same 1,024 tokens. Lesson 04 showed that it needs more text to know its correlations; AWQ
-# needs only one mean for each channel. But no method is worth as much as one bit: the best at 3 bits is
+# GPTQ is given the same 1,024 tokens. {Lesson:gptq} showed that it needs more text to know its correlations;
+# AWQ needs only one mean for each channel. But no method is worth as much as one bit: the best at 3 bits is
 # behind the worst at 4 bits in groups of the same size.
 #
 # One thing asks for an explanation. HQQ is *worse* than plain rounding, although it makes the error of the

@@ -1,5 +1,5 @@
 # %% [markdown] name="title" goal="Perplexity at 50 % and 2:4 zeros by five methods; what zeros save"
-# # Lesson 06: Unstructured pruning
+# # Unstructured pruning
 #
 # The lessons before this one gave each weight fewer bits. Here we give some weights none at all: they become
 # zero. Which ones can go, how many, and what does a zero save?
@@ -9,7 +9,8 @@
 # the other weights making up for the loss (**SparseGPT**). Then comes the question that decides whether any
 # of it is worth doing: what do zeros cost in memory and in time?
 #
-# From lesson 00 you need perplexity. SparseGPT stands on lesson 04 (the Hessian); the rest does not.
+# From {lesson:one_token} you need perplexity. SparseGPT stands on {lesson:gptq} (the Hessian); the rest does
+# not.
 
 # %% name="imports"
 import inspect
@@ -40,7 +41,7 @@ warnings.filterwarnings("ignore", message=".*CSR tensor support is in beta.*")
 #
 # **Predict.** How many times as long does the product with the half-empty matrix take?
 
-# %% name="predict-speed" predict="06.predict_speed" points=1
+# %% name="predict-speed" predict="pruning.predict_speed" points=1
 ### BEGIN SOLUTION
 prediction = 1.0  # same shape, same bytes, same operations
 ### END SOLUTION
@@ -180,8 +181,8 @@ measure.table({name: {"output error (% of the energy)": round(100 * error, 2),
 #
 # Random, magnitude and Wanda leave the weights that stay as they were. **SparseGPT** (arXiv 2301.00774) does
 # not: whenever a weight becomes zero, the weights to its right in the same row move, so that the output
-# changes least. That is GPTQ's step from lesson 04, with a simpler grid: keep the weight, or make it zero.
-# The Hessian $H = 2X^TX/n$ and its Cholesky factor are the same, and our code calls the same functions.
+# changes least. That is GPTQ's step from {lesson:gptq}, with a simpler grid: keep the weight, or make it
+# zero. The Hessian $H = 2X^TX/n$ and its Cholesky factor are the same, and our code calls the same functions.
 #
 # Which weights go? Those whose removal costs least, after the others have moved: the cost is
 # $w_j^2 / (2\,[H^{-1}]_{jj})$. SparseGPT decides for 128 columns at a time, with the weights as they are by
@@ -260,9 +261,9 @@ print("Best to worst:", ", ".join(ordered))
 # figures are rough.
 #
 # Two things are cheaper here than in the papers. They calibrate with 262,144 tokens, we with 2,048; so we
-# damp the Hessian more, with 0.1 instead of 0.01 (lesson 04 shows why). And our Wanda takes the inputs of the
-# dense model, in one pass for everything below; the paper measures each block after pruning the ones before
-# it.
+# damp the Hessian more, with 0.1 instead of 0.01 ({lesson:gptq} shows why). And our Wanda takes the inputs of
+# the dense model, in one pass for everything below; the paper measures each block after pruning the ones
+# before it.
 #
 # ## From 10 to 70 %
 #
@@ -365,7 +366,7 @@ found
 #
 # **Predict.** From which share of zeros on, in percent, does CSR take less memory than the dense matrix?
 
-# %% name="predict-csr" predict="06.predict_csr_share" points=1
+# %% name="predict-csr" predict="pruning.predict_csr_share" points=1
 ### BEGIN SOLUTION
 prediction = 50  # a value that stays takes 16 + 16 bits: twice as many. So half of them must be gone
 ### END SOLUTION
@@ -421,11 +422,11 @@ print(f"CSR needs {pays['csr']} % zeros before it saves anything; the bitmask ne
 total = sum(linear.weight.numel() for linear in layerwise.block_linears(model).values())
 rest = sum(p.numel() for p in model.parameters()) - total
 for label, bits_each in (("dense, BF16", 16), ("2:4 or bitmask at 50 %, BF16", 9),
-                         ("dense, 4 bits (lesson 02)", 4.25)):
+                         ("dense, 4 bits (quantized)", 4.25)):
     print(f"{label:28} {(total * bits_each + rest * 16) / 8e6:6.1f} MB for the whole model")
 
 # %% [markdown] name="bytes-explained"
-# At 50 % the best that 16-bit values can do is 9 bits a weight. Lesson 02 has 4.25 bits a weight for less
+# At 50 % the best that 16-bit values can do is 9 bits a weight. {Lesson:ptq} has 4.25 bits a weight for less
 # loss. For memory alone, fewer bits beat fewer weights here. The two can be combined: at 4 bits a value, half
 # of them zero, a bitmask takes 4 x 0.5 + 1 = 3 bits.
 #
@@ -496,13 +497,13 @@ for format in ("bitmask", "2:4"):
 #   bytes a weight, the bytes of this kernel break even at 75 %.
 # - Bitmask and 2:4 have no kernel in torch on a CPU. To unpack first, in torch operations, takes far longer
 #   than the product. These formats save memory on disk, not time.
-# - 2:4 is made for the matrix units of NVIDIA GPUs, which skip the zeros. Lesson 14 comes back to it.
+# - 2:4 is made for the matrix units of NVIDIA GPUs, which skip the zeros.
 #
 # ## What masks cost
 #
-# `torch.nn.utils.prune` stores nothing sparsely. What it does to a model: here to the classifier of lesson
-# 03, MiniLM with 6 blocks, which tells good from bad film reviews. Half of the weights of each layer go. Then
-# `prune.remove` makes the zeros permanent.
+# `torch.nn.utils.prune` stores nothing sparsely. What it does to a model: here to the classifier of
+# {lesson:qat}, MiniLM with 6 blocks, which tells good from bad film reviews. Half of the weights of each
+# layer go. Then `prune.remove` makes the zeros permanent.
 
 # %% name="masks"
 del order
@@ -606,8 +607,8 @@ print(f"{SPARSITY:.0%} zeros cost {100 * fell:.1f} points of accuracy; {STEPS} s
 # - Zeros save nothing until they are stored in another way and read by code made for it.
 # - Held zeros and a short training win back much of the loss.
 #
-# Lesson 07 takes out whole rows, heads and layers instead: less freedom still, but what is left is an
-# ordinary, smaller matrix.
+# {Lesson:structured} takes out whole rows, heads and layers instead: less freedom still, but what is left is
+# an ordinary, smaller matrix.
 #
 # ## The claim settled here
 #

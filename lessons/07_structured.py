@@ -1,15 +1,16 @@
 # %% [markdown] name="title" goal="What heads, neurons and layers cost, and what is left without them"
-# # Lesson 07: Structured pruning
+# # Structured pruning
 #
-# Lesson 06 made single weights zero, and nothing got faster: a matrix with holes is still a matrix of the
-# same size. **Structured pruning** removes whole parts instead: attention heads, neurons, layers. What is
+# {Lesson:pruning} made single weights zero, and nothing got faster: a matrix with holes is still a matrix of
+# the same size. **Structured pruning** removes whole parts instead: attention heads, neurons, layers. What is
 # left are smaller, ordinary matrices. Any machine multiplies them faster.
 #
 # You will find out which heads of a classifier matter, cut the others out, save the smaller model and load
 # it again. Then you will do the same to a language model whose heads share keys and values, make its MLPs
 # narrower, and take out whole layers, one to ten of them.
 #
-# You need lessons 00 (parts of the model, perplexity) and 03 (the classifier for movie reviews).
+# You need {lesson:one_token} (parts of the model, perplexity) and {lesson:qat} (the classifier for movie
+# reviews).
 
 # %% name="imports"
 import copy
@@ -29,7 +30,7 @@ from transformers import (
 )
 
 from course_utils import data, finetune, measure, models, plots
-from course_utils.prune import blocks, structured
+from course_utils.prune import depth, structured
 from course_utils.prune.structured import keep_columns, keep_rows
 
 plots.style()
@@ -157,7 +158,7 @@ del article, before, attention, query
 # **Predict.** How many parameters does one head of one block have? Count its rows of Q, K and V with their
 # biases, and its columns of O.
 
-# %% name="predict-head-parameters" predict="07.predict_head_parameters" points=1
+# %% name="predict-head-parameters" predict="structured.predict_head_parameters" points=1
 ### BEGIN SOLUTION
 prediction = 3 * (32 * 384 + 32) + 384 * 32  # rows of Q, K, V with biases; columns of O
 ### END SOLUTION
@@ -295,7 +296,7 @@ plots.show(
 # **Predict.** We remove the 24 least important of the 72 heads, a third. By how many percent does the number
 # of parameters fall? The model has 22.7 million.
 
-# %% name="predict-shrink" predict="07.predict_shrink" points=1
+# %% name="predict-shrink" predict="structured.predict_shrink" points=1
 ### BEGIN SOLUTION
 prediction = 100 * 24 * (4 * 32 * 384 + 3 * 32) / 22.7e6  # percent
 ### END SOLUTION
@@ -352,7 +353,7 @@ del loaded
 # Two thirds of a block are its MLP: 384 → 1,536 → 384. A **neuron** is one of the 1,536: a row of the first
 # matrix and a column of the second. What it adds to the stream is its activation times its column. So the
 # mean size of the activation, times the length of the column, says how much. It is Wanda's score of
-# lesson 06, for a whole column.
+# {lesson:pruning}, for a whole column.
 #
 # Cut seven of eight neurons, in addition to the heads. `intermediate_size` is in the config, so nothing more
 # would be needed to load that.
@@ -477,10 +478,10 @@ for function, kept in (
 # little. **Block influence** (ShortGPT, arXiv 2403.03853) is 1 minus the cosine of the two, taken for each
 # token, averaged over the tokens. **Your turn.**
 
-# %% name="ex-block-influence" exercise="course_utils.prune.blocks:block_influence" points=2
+# %% name="ex-block-influence" exercise="course_utils.prune.depth:block_influence" points=2
 
 # %% name="influence" tolerance=0.03
-influence = blocks.influences(model, calibration)
+influence = depth.influences(model, calibration)
 order = influence.argsort(stable=True).tolist()
 print(f"the ten blocks with the least influence, lowest first: {order[:10]}")
 print(f"their influence: {', '.join(f'{x:.3f}' for x in influence[order[:10]].tolist())}")
@@ -524,7 +525,7 @@ cuts = {
     "1 key-value head a block": lambda: structured.keep_heads(model, kept["groups"]),
     "1 query head a group": lambda: structured.keep_query_heads(model, kept["queries"]),
     "1 neuron in 8": lambda: structured.keep_neurons(model, kept["neurons"]),
-    "3 blocks": lambda: blocks.remove_blocks(model, order[:3]),
+    "3 blocks": lambda: depth.remove_blocks(model, order[:3]),
 }
 
 
@@ -596,15 +597,15 @@ for name in cuts:
 # ## One to ten blocks
 #
 # How far can one go? Remove blocks in the order of their influence, lowest first. Decoding is bound by the
-# bytes it reads (lesson 00), so a model with a tenth fewer parameters should decode about a tenth faster.
-# Prefill multiplies 64 tokens with each block and only the last one with the output layer. So it should
-# follow the number of blocks.
+# bytes it reads ({lesson:one_token}), so a model with a tenth fewer parameters should decode about a tenth
+# faster. Prefill multiplies 64 tokens with each block and only the last one with the output layer. So it
+# should follow the number of blocks.
 
 # %% name="layers" tolerance=0.05
 removed, perplexities, answers = list(range(11)), [], {}
 for count in removed:
     with structured.putting_back(model):
-        blocks.remove_blocks(model, order[:count])
+        depth.remove_blocks(model, order[:count])
         perplexities.append(measure.perplexity(model, heldout, window=256, batch_size=1).value)
         if count in (0, 1, 3):
             answers[count] = models.ask(model, tokenizer, "What is the capital of France?", max_new_tokens=10)
@@ -613,7 +614,7 @@ print("perplexity     ", " ".join(f"{p:7.1f}" if p < 1000 else "  >1000" for p i
 
 # %% name="layers-time" timing=true
 timed = removed[::2]
-rates = speeds_of({n: lambda n=n: blocks.remove_blocks(model, order[:n]) for n in timed})
+rates = speeds_of({n: lambda n=n: depth.remove_blocks(model, order[:n]) for n in timed})
 prefill, decode = ([rates[n][which] / rates[0][which] for n in timed] for which in (0, 1))
 print("blocks removed ", " ".join(f"{n:6d}" for n in timed))
 print("prefill, times ", " ".join(f"{r:6.2f}" for r in prefill))
@@ -742,7 +743,8 @@ folder.cleanup()
 # - Importance by gradient takes one backward pass, by ablation one pass for each head.
 # - A neuron is a row before and a column after the activation. A block is removed by leaving it out.
 # - What the config cannot express does not load. Llama's config can say head_dim, BERT's cannot.
-# - Pruned models are trained on, or *healed*. Lesson 08 does that for the language model, by distillation.
+# - Pruned models are trained on, or *healed*. {Lesson:distillation} does that for the language model, by
+#   distillation.
 #
 # ## The article's claim
 #

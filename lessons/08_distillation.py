@@ -1,5 +1,5 @@
 # %% [markdown] name="title" goal="What a small model learns from a large one that labels alone do not teach"
-# # Lesson 08: Knowledge distillation
+# # Knowledge distillation
 #
 # Quantization makes each weight smaller, pruning leaves weights out. The third way to a cheaper model is to
 # train a smaller one. What can a large model, the **teacher**, tell a small one, the **student**, that the
@@ -10,7 +10,7 @@
 # language model that lost layers. On the way you will see why the recipe of the article that this course
 # grew out of cannot work.
 #
-# You need lesson 03 for the classifier (MiniLM, trained to tell positive from negative sentences about
+# You need {lesson:qat} for the classifier (MiniLM, trained to tell positive from negative sentences about
 # films).
 
 # %% name="imports"
@@ -24,7 +24,7 @@ import torch.nn.functional as F  # noqa: F401 (the exercises use it)
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from course_utils import data, distill, finetune, measure, models, plots, records
-from course_utils.prune.blocks import influences
+from course_utils.prune.depth import influences
 
 plots.style()
 
@@ -74,7 +74,7 @@ print(f"C10: {'false as printed' if apart else 'not settled here'}. Straight fro
 # **Predict.** Half of the 6 layers go. What share of the model's parameters goes with them, in percent?
 # Within 10 % of the right number is close enough. DistilBERT, half of BERT-base's layers, lost 40 %.
 
-# %% name="predict-saved" predict="08.predict_saved" points=1
+# %% name="predict-saved" predict="distillation.predict_saved" points=1
 ### BEGIN SOLUTION
 layer = 4 * (384 * 384 + 384) + 2 * 384 * 1536 + 1536 + 384 + 4 * 384  # attention, MLP, two norms
 prediction = 100 * 3 * layer / 22.7e6  # percent
@@ -393,9 +393,9 @@ print(f"C9: {'false as printed' if wrong else 'not settled here'}. A callback se
 # ## Healing a language model
 #
 # The same loss mends a language model that lost layers. We take the three blocks out of SmolLM2 that turn the
-# stream least (block influence, lesson 07), and train only the blocks that now follow a gap, on Wikipedia
-# text. The teacher is the whole model. In the student everything that is not trained shares the teacher's
-# memory.
+# stream least (block influence, {lesson:structured}), and train only the blocks that now follow a gap, on
+# Wikipedia text. The teacher is the whole model. In the student everything that is not trained shares the
+# teacher's memory.
 #
 # **Forward KL**, the loss from above, punishes a student that finds unlikely what the teacher finds likely.
 # **Reverse KL** exchanges the roles (MiniLLM): it punishes a student that says what the teacher would not.

@@ -1,5 +1,5 @@
 # %% [markdown] name="title" goal="Several fine-tuned models become one by arithmetic, and when that works"
-# # Lesson 09: Model merging
+# # Model merging
 #
 # Somebody has fine-tuned a model on film reviews, somebody else the same model on tweets. You would like one
 # model that can do both. Training one on all the data needs the data, and the time. Serving both models
@@ -44,7 +44,7 @@ plots.style()
 # **Predict.** Two arrows of the same length stand at a right angle. The point half-way on the straight line
 # between their tips: how long is the arrow to it, compared with the two?
 
-# %% name="predict-length" predict="09.predict_length" points=1
+# %% name="predict-length" predict="merging.predict_length" points=1
 ### BEGIN SOLUTION
 prediction = math.cos(math.radians(90) / 2)  # half of the diagonal of a square
 ### END SOLUTION
@@ -445,7 +445,7 @@ print(f"SLERP at 0.50: accuracy {100 * measure.accuracy(by_slerp['movie'], label
 # **Predict.** For one weight, three task vectors say +0.3, +0.5 and -0.5, and nothing is trimmed. What does
 # TIES make of it?
 
-# %% name="predict-ties" predict="09.predict_ties" points=1
+# %% name="predict-ties" predict="merging.predict_ties" points=1
 ### BEGIN SOLUTION
 prediction = (0.3 + 0.5) / 2  # plus wins, 0.8 against 0.5; the mean of the two that agree
 ### END SOLUTION

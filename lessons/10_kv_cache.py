@@ -1,5 +1,5 @@
 # %% [markdown] name="title" goal="Build KV caches, count their bytes, serve many requests from one memory"
-# # Lesson 10: The KV cache
+# # The KV cache
 #
 # A language model writes one token at a time. For each token the attention looks at the keys and values of
 # all tokens before it. They do not change once they are computed. Do we compute them again for each new
@@ -10,7 +10,7 @@
 # request. At the end you build **paged attention**, the idea behind vLLM, and serve many requests from one
 # memory.
 #
-# You need lesson 00 (bytes and operations of a token). The part on rounding stands on lesson 02.
+# You need {lesson:one_token} (bytes and operations of a token). The part on rounding stands on {lesson:ptq}.
 
 # %% name="imports"
 import importlib.util
@@ -22,8 +22,8 @@ from matplotlib.colors import ListedColormap
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 from course_utils import costs, data, measure, models, plots
-from course_utils.kvcache import blocks, decoding, layers, paged, prefix, quantized, sizes, trace  # noqa: F401
-from course_utils.kvcache.blocks import BlockAllocator, OutOfBlocks  # noqa: F401 - an exercise names it
+from course_utils.kvcache import block_tables, decoding, layers, paged, prefix, quantized, sizes, trace  # noqa: F401
+from course_utils.kvcache.block_tables import BlockAllocator, OutOfBlocks  # noqa: F401 - an exercise names it
 from course_utils.kvcache.contiguous import ContiguousMemory
 from course_utils.kvcache.layers import DynamicLayer, SlidingWindowLayer, StaticLayer, make_cache
 from course_utils.kvcache.paged import KVPool, PagedCache
@@ -46,7 +46,7 @@ print(f"{config.num_hidden_layers} layers, {config.num_attention_heads} query he
 # them again, and for token 102 once more. Each new token costs as much as the whole text so far. Writing *n*
 # tokens costs 1 + 2 + ... + *n*, which grows as *n* squared. With a cache each step reads one token.
 #
-# First the operations, counted from the config with the functions of lesson 00.
+# First the operations, counted from the config with the functions of {lesson:one_token}.
 
 # %% name="quadratic-operations" tolerance=0.001
 lengths = [64, 128, 256, 512, 1024]
@@ -106,7 +106,7 @@ plots.show(
 # **Predict.** 30 layers, 3 key-value heads of 64 numbers, BF16. How many megabytes (10^6 bytes) take the keys
 # and values of 8,192 tokens?
 
-# %% name="predict-context-megabytes" predict="10.predict_context_megabytes" points=1
+# %% name="predict-context-megabytes" predict="kv_cache.predict_context_megabytes" points=1
 ### BEGIN SOLUTION
 prediction = 8192 * 2 * 30 * 3 * 64 * 2 / 1e6  # MB
 ### END SOLUTION
@@ -251,7 +251,7 @@ for window, sinks in ((64, 0), (60, 4), (192, 0)):
 #
 # ## Fewer bits
 #
-# Weights of lesson 02 were rounded once, offline. A cache is rounded while it is written. Which numbers
+# Weights of {lesson:ptq} were rounded once, offline. A cache is rounded while it is written. Which numbers
 # should share a scale? In the keys of most models a few channels are large in every token. So for keys each
 # **channel** gets a scale of its own, shared by 32 tokens. The values have no such channels; there each
 # **token** gets one. The newest tokens stay in full precision: they are not yet 32, and they are looked at
@@ -260,7 +260,7 @@ for window, sinks in ((64, 0), (60, 4), (192, 0)):
 # **Predict.** 4 bits. Keys: 32 tokens of a channel share a 16-bit scale and a 16-bit minimum. Values: the 64
 # channels of a token share as much. How many bits does a stored number take, averaged over keys and values?
 
-# %% name="predict-bits" predict="10.predict_bits" points=1
+# %% name="predict-bits" predict="kv_cache.predict_bits" points=1
 ### BEGIN SOLUTION
 prediction = 4 + (2 * 16 / 32 + 2 * 16 / 64) / 2  # bits
 ### END SOLUTION
@@ -384,10 +384,10 @@ print(f"time to the first token: {1000 * cold:.0f} ms from nothing, {1000 * warm
 # %% [markdown] name="paging-text"
 # ## Many requests, one memory
 #
-# A server answers many requests at once, because a step reads the weights once for all of them (lesson 00).
-# What limits how many is the memory for keys and values. And there is a difficulty: nobody knows in advance
-# how long an answer gets. The attention wants the keys in one piece. So servers used to reserve a piece for
-# the longest answer possible.
+# A server answers many requests at once, because a step reads the weights once for all of them
+# ({lesson:one_token}). What limits how many is the memory for keys and values. And there is a difficulty:
+# nobody knows in advance how long an answer gets. The attention wants the keys in one piece. So servers used
+# to reserve a piece for the longest answer possible.
 #
 # Here is a **trace**: 200 requests with the mean lengths of chat conversations in the vLLM paper (Kwon et
 # al., 2023, arXiv 2309.06180, figure 11: prompts 161 tokens, answers 338), drawn at random with a fixed seed.
@@ -424,7 +424,7 @@ measure.table({label: usage.row() for label, usage in usages.items()})
 # **Predict.** Sequences hold 300 tokens on average at a given moment. What share of the slots in their blocks
 # of 16 is empty?
 
-# %% name="predict-empty-share" predict="10.predict_empty_share" points=1
+# %% name="predict-empty-share" predict="kv_cache.predict_empty_share" points=1
 ### BEGIN SOLUTION
 prediction = 7.5 / (300 + 7.5)  # 0 to 15 slots of the last block are empty, 7.5 on average
 ### END SOLUTION
@@ -464,11 +464,11 @@ plots.show(
 #
 # **Your turn.**
 
-# %% name="ex-lookup" exercise="course_utils.kvcache.blocks:lookup" points=2
+# %% name="ex-lookup" exercise="course_utils.kvcache.block_tables:lookup" points=2
 
 # %% [markdown] name="append-text"
 # New keys come as [batch, heads, tokens, head_dim] and go into the pool, [blocks, block size, heads,
-# head_dim]. The sequences of a batch have different lengths. `blocks.lookup` is the function above.
+# head_dim]. The sequences of a batch have different lengths. `block_tables.lookup` is the function above.
 
 # %% name="ex-append" exercise="course_utils.kvcache.paged:append" points=2
 
@@ -487,7 +487,7 @@ plots.show(
 #
 # **Your turn.**
 
-# %% name="ex-copy-on-write" exercise="course_utils.kvcache.blocks:copy_on_write" points=3
+# %% name="ex-copy-on-write" exercise="course_utils.kvcache.block_tables:copy_on_write" points=3
 
 # %% name="paged-exact" tolerance=0.5
 pool = KVPool(config, n_blocks=40, block_size=16, dtype=model.dtype, device=DEVICE)

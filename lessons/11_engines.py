@@ -1,5 +1,5 @@
 # %% [markdown] name="title" goal="Run one model in many engines and see what each costs and gives"
-# # Lesson 11: Engines
+# # Engines
 #
 # The same weights can be run by many programs: PyTorch, ONNX Runtime, OpenVINO, llama.cpp, TVM and others.
 # Which is the fastest on *your* machine? Which needs the least memory? And is what they compute still the
@@ -8,7 +8,7 @@
 # You will work out how fast decoding can be at all, read a graph that somebody exported wrongly, measure how
 # far an engine has moved from the FP32 model, and then let all engines of your machine run the same text.
 #
-# You need lesson 00 (bandwidth and the roofline) and lesson 10 (the KV cache).
+# You need {lesson:one_token} (bandwidth and the roofline) and {lesson:kv_cache} (the KV cache).
 
 # %% name="imports"
 import matplotlib.pyplot as plt
@@ -51,7 +51,8 @@ print(f"{costs.parameter_count(config):,} parameters")
 # ## How fast can it be?
 #
 # Decoding reads all weights for each token. So no engine writes more tokens a second than the memory can
-# deliver. This is the limit that lesson 00 derived. Now with the cache, and for several sequences at once.
+# deliver. This is the limit that {lesson:one_token} derived. Now with the cache, and for several sequences at
+# once.
 #
 # **Your turn.**
 
@@ -76,7 +77,7 @@ for bits in (32, 16, 8, 4):
 # **Predict.** A prompt of 64 tokens, 64 new tokens, no cache: the graph has to read the whole text for each
 # new token. How many tokens does it read altogether?
 
-# %% name="predict-tokens-read" predict="11.predict_tokens_read" points=1
+# %% name="predict-tokens-read" predict="engines.predict_tokens_read" points=1
 ### BEGIN SOLUTION
 prediction = sum(range(64, 64 + 64))  # tokens
 ### END SOLUTION
@@ -202,11 +203,11 @@ found
 #   is not at the limit of the memory. TVM makes its kernels itself: those of the matrix products, the look-up
 #   and attention from a hundred lines of loops that we wrote for it, all others alone.
 # - The fastest writer is not the fastest reader. A prompt is bound by arithmetic.
-# - PyTorch with a library's INT8 weights is *slower* than FP32 here, as in lesson 02. Fewer bytes alone do
+# - PyTorch with a library's INT8 weights is *slower* than FP32 here, as in {lesson:ptq}. Fewer bytes alone do
 #   not make it faster.
 # - **Speed without agreement is half a figure.** ONNX Runtime's dynamic INT8 puts another token first at more
-#   than one position in three. It rounds the activations too, with one scale a tensor, and lesson 02 showed
-#   what this model's outliers do to that. OpenVINO's INT8 rounds weights only, and stays close.
+#   than one position in three. It rounds the activations too, with one scale a tensor, and {lesson:ptq}
+#   showed what this model's outliers do to that. OpenVINO's INT8 rounds weights only, and stays close.
 # - A trap that this column shows and speed does not: on a processor without VNNI instructions, ONNX Runtime
 #   adds products of 8-bit numbers in 16 bits, which overflow. Our first INT8 file wrote nonsense there, at
 #   full speed. Ours now uses 7 of the 8 bits (`reduce_range`).
@@ -281,8 +282,8 @@ measure.table({label: {f"{place + 1}.": name for place, name in enumerate(sorted
 # ## Several sequences at once
 #
 # A server answers many people. It reads the weights once for all sequences of a step, so 16 sequences could
-# come nearly 16 times as fast as one, until arithmetic is the limit (lesson 00). With one sequence the
-# engines with 4-bit weights lead. **Before you look:** who leads with 16?
+# come nearly 16 times as fast as one, until arithmetic is the limit ({lesson:one_token}). With one sequence
+# the engines with 4-bit weights lead. **Before you look:** who leads with 16?
 #
 # Recorded (`course bench engine_batches`): a prompt of 64 tokens and 16 new ones, for 1, 4 and 16 equal
 # sequences side by side.

@@ -1,7 +1,8 @@
 """What each part of a distillation adds: students of MiniLM on movie sentences, three seeds each.
 
-Lesson 08 shows the table from the record. Rows that the record holds already are not measured again, so the
-run can be interrupted. Accuracies hold on any machine within the intervals; minutes are this machine's.
+The lesson on distillation shows the table from the record. Rows that the record holds already are not
+measured again, so the run can be interrupted. Accuracies hold on any machine within the intervals; minutes
+are this machine's.
 """
 
 import math

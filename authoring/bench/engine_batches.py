@@ -1,4 +1,4 @@
-"""The engines of lesson 11 with 1, 4 and 16 sequences side by side."""
+"""The engines of the lesson on engines with 1, 4 and 16 sequences side by side."""
 
 from authoring.bench.engines import ONCE as LEFT_OUT  # slow to load or to compile; that bench has them
 from course_utils import data, engines, models

@@ -1,4 +1,4 @@
-"""All installed engines of lesson 11, each as a process, with 1 and 2 threads, in rounds."""
+"""All installed engines, each as a process, with 1 and 2 threads, in rounds."""
 
 from statistics import median
 

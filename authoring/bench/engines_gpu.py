@@ -1,4 +1,4 @@
-"""The engines of lesson 11 that need a GPU, one sequence and sixteen side by side."""
+"""The engines that need a GPU, one sequence and sixteen side by side."""
 
 from course_utils import data, engines, models
 from course_utils.engines import environment

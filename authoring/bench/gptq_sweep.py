@@ -1,7 +1,7 @@
 """GPTQ on the whole model over bits, groups, damping and the amount of calibration text. Takes long.
 
 Each row is kept as soon as it is measured, and rows that the record holds already are not measured again: the
-run can be interrupted. Lesson 04 draws its larger tables from the record.
+run can be interrupted. The lesson on GPTQ draws its larger tables from the record.
 """
 
 import gc

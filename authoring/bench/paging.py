@@ -1,7 +1,7 @@
 """The same trace of requests in the same memory: reserved in one piece, and in blocks. No model, no clock."""
 
 from course_utils.kvcache import trace
-from course_utils.kvcache.blocks import BlockAllocator
+from course_utils.kvcache.block_tables import BlockAllocator
 from course_utils.kvcache.contiguous import ContiguousMemory
 
 TITLE = "200 requests in a KV memory of 16,384 tokens: one piece for each, and blocks"

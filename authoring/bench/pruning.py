@@ -1,4 +1,4 @@
-"""Sparsity against perplexity, by method: lesson 06 draws its picture from this record. Takes long.
+"""Sparsity against perplexity, by method: the lesson on pruning draws its picture from it. Takes long.
 
 Rows that the record holds already are not measured again, so the run can be interrupted. Perplexities hold on
 any machine within rounding; no time is measured here.

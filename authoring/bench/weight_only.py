@@ -1,7 +1,7 @@
-"""Every weight-only method of lessons 01 to 05 on one model and text: bits a weight against perplexity.
+"""Every weight-only method of the course on one model and text: bits a weight against perplexity.
 
 Takes about ten minutes on two cores. Each row is kept as soon as it is measured, and rows that are there are
-not measured again, so the run can be interrupted. Lesson 05 draws its table and its picture from the record.
+not measured again, so the run can be interrupted. The lesson on AWQ draws its table and picture from it.
 """
 
 from authoring.bench import resume
@@ -11,9 +11,9 @@ from course_utils.quantize.affine import Scheme
 
 TITLE = "Weight-only quantization: bits a weight and perplexity on held-out text"
 NAME = "bench_weight_only"
-HELDOUT_TOKENS, CALIBRATION_TOKENS, WINDOW = 2048, 1024, 512  # as in lesson 05
+HELDOUT_TOKENS, CALIBRATION_TOKENS, WINDOW = 2048, 1024, 512  # as in the lesson on AWQ
 CALIBRATION_WINDOW = 256  # shorter windows: more articles for the same number of tokens
-ORDER, DAMPING = "activation", 0.2  # for GPTQ, with static groups: the settings of lesson 04
+ORDER, DAMPING = "activation", 0.2  # for GPTQ, with static groups: the settings of the lesson on GPTQ
 WIDTH = 576  # input channels of most of the model's matrices
 
 RTN, GPTQ, AWQ, CLIP, HQQ, NF4 = "round to nearest", "GPTQ", "AWQ", "AWQ + clip", "HQQ", "NF4"

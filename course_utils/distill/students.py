@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from course_utils.prune.blocks import remove_blocks
+from course_utils.prune.depth import remove_blocks
 from course_utils.quantize.layerwise import find_blocks
 
 

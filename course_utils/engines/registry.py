@@ -1,4 +1,4 @@
-"""The engines of this course, and the variants of them that lesson 11 compares."""
+"""The engines of this course, and the variants of them that the lesson on engines compares."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -2,11 +2,11 @@
 
     floats.py   sign, exponent, mantissa: FP32, TF32, BF16, FP16, E5M2, E4M3, E2M1; and E8M0, the power of two
     tables.py   nearest value in a table, NF4's table, integers
-    blocks.py   codes that share a scale: INT8, INT4, NF4, MXFP4, NVFP4, FP8 with a scale a row
+    block_scaled.py   codes that share a scale: INT8, INT4, NF4, MXFP4, NVFP4, FP8 with a scale a row
     convert.py  any tensor in any of them; all weights of a model in one after another
 """
 
-from course_utils.formats.blocks import (
+from course_utils.formats.block_scaled import (
     BLOCKS,
     FP8_ROW,
     INT4,

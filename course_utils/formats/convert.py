@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from course_utils.formats.blocks import BLOCKS, quantize
+from course_utils.formats.block_scaled import BLOCKS, quantize
 from course_utils.formats.floats import FLOATS, TF32, round_to
 
 FORMATS = FLOATS | BLOCKS

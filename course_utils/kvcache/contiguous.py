@@ -5,7 +5,7 @@ answer gets. The paper on PagedAttention (arXiv 2309.06180, sections 3 and 6.1) 
 choose the size, handed out by a buddy allocator: sizes are powers of two, addresses multiples of the size.
 """
 
-from course_utils.kvcache.blocks import check_count
+from course_utils.kvcache.block_tables import check_count
 
 POLICIES = ("max", "pow2", "oracle")
 
@@ -18,7 +18,7 @@ class ContiguousMemory:
                 rounded up to a power of two (a good guess). "oracle": prompt and answer, known in advance
     max_tokens  longest sequence that the server allows, prompt and answer together
 
-    It answers to the same calls of a scheduler as `blocks.BlockAllocator`.
+    It answers to the same calls of a scheduler as `block_tables.BlockAllocator`.
     """
 
     def __init__(self, slots, policy="max", max_tokens=2048):

@@ -8,7 +8,7 @@ Source: arXiv 2309.06180, sections 4.1 to 4.4.
 import torch
 from transformers.cache_utils import Cache
 
-from course_utils.kvcache import blocks
+from course_utils.kvcache import block_tables
 from course_utils.kvcache.layers import Layer
 
 
@@ -23,7 +23,7 @@ def append(pool, tables, lengths, new):
     Returns None. Token i of sequence b goes to position lengths[b] + i of that sequence.
     """
     positions = lengths[:, None] + torch.arange(new.shape[2], device=new.device)
-    ids, offsets = blocks.lookup(tables, positions, pool.shape[1])
+    ids, offsets = block_tables.lookup(tables, positions, pool.shape[1])
     pool[ids, offsets] = new.transpose(1, 2)
 
 
@@ -40,7 +40,7 @@ def gather(pool, tables, tokens):
     return pool[tables].flatten(1, 2)[:, :tokens].transpose(1, 2)
 
 
-class KVPool(blocks.BlockAllocator):
+class KVPool(block_tables.BlockAllocator):
     """A pool of blocks for the keys and values of every layer of a model, and who owns which block.
 
     config      the model's config: num_hidden_layers, num_key_value_heads, head_dim

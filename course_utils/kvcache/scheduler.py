@@ -10,7 +10,7 @@ arXiv 2309.06180, section 4.5).
 from collections import deque
 from dataclasses import dataclass
 
-from course_utils.kvcache.blocks import check_count
+from course_utils.kvcache.block_tables import check_count
 
 
 @dataclass

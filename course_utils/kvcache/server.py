@@ -2,7 +2,7 @@
 
 import torch
 
-from course_utils.kvcache.blocks import check_count
+from course_utils.kvcache.block_tables import check_count
 from course_utils.kvcache.paged import KVPool, PagedCache
 from course_utils.kvcache.scheduler import Request, Scheduler
 

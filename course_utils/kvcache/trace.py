@@ -2,14 +2,14 @@
 
 A step is one forward pass in which each running request gets one token. Decoding is bound by reading the
 weights, which a step does once for the whole batch: so fewer steps for the same requests mean more served in
-the same time, as long as the batch is small enough (lesson 00).
+the same time, as long as the batch is small enough (see the lesson on one token).
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from course_utils.kvcache.blocks import check_count
+from course_utils.kvcache.block_tables import check_count
 from course_utils.kvcache.scheduler import Request, Scheduler
 
 

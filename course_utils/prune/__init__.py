@@ -4,6 +4,6 @@ unstructured  single weights: by chance, by size, by size times input (Wanda); n
 sparsegpt     the weights that stay make up for those that go
 sparse        what zeros save: bitmask, CSR, packed 2:4
 structured    whole attention heads and MLP neurons
-blocks        whole blocks
+depth         whole blocks
 pruned_bert   a BERT with fewer heads, as a file that transformers loads
 """

@@ -6,7 +6,7 @@
     save(model, folder)                              a folder that transformers loads
 
 Works for BERT and for decoders of the Llama architecture, with as many key-value heads as query heads (MHA)
-or fewer (grouped-query attention, GQA). Removing whole blocks is in course_utils.prune.blocks.
+or fewer (grouped-query attention, GQA). Removing whole blocks is in course_utils.prune.depth.
 
 Sources: P. Michel, O. Levy, G. Neubig, "Are Sixteen Heads Really Better than One?", arXiv 1905.10650, for the
 importance of heads; J. Ainslie et al., "GQA", arXiv 2305.13245, for which query heads share a key-value head.
@@ -471,7 +471,7 @@ def _checked(kept, totals: list[int], what: str) -> list[list[int]]:
         indices = sorted(int(index) for index in indices)
         if not indices:
             raise ValueError(f"block {i} would keep no {what}; keep one at least, or remove the whole block "
-                             "with blocks.remove_blocks")
+                             "with depth.remove_blocks")
         if len(set(indices)) < len(indices):
             raise ValueError(f"block {i}: a {what} is listed twice in {indices}")
         outside = [index for index in indices if not 0 <= index < total]

@@ -13,7 +13,7 @@ The two are repeated while beta, which ties them together, grows by the factor k
 
 What it gives up: with a real zero point no integer stands for 0.0 any more, so weights near 0 all get one
 small error. Where a channel carries huge inputs and has small weights for that very reason, that costs more
-than the rest gains. Lesson 05 measures it.
+than the rest gains. The lesson on AWQ measures it.
 Source: Badri and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023,
 https://mobiusml.github.io/hqq_blog/ and the reference code mobiusml/hqq (hqq/core/optimize.py).
 """

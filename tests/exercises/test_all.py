@@ -1,7 +1,7 @@
 """Every exercise of every lesson must reject its planted wrong answers and accept right ones.
 
-tests/exercises/test_NN.py holds WRONG = {"name": [(answer, "regex of the reason"), ...]} and
-RIGHT = {"name": [answer, ...]} for each exercise and prediction of lesson NN.
+tests/exercises/test_KEY.py holds WRONG = {"name": [(answer, "regex of the reason"), ...]} and
+RIGHT = {"name": [answer, ...]} for each exercise and prediction of the lesson KEY.
 """
 
 import importlib
@@ -10,14 +10,10 @@ import pkgutil
 
 import pytest
 
-from course_utils import exercises
+from course_utils import checking, exercises
 from tests.exercises.common import assert_accepts, assert_rejects
 
-LESSONS = sorted(
-    module.name.removeprefix("lesson_")
-    for module in pkgutil.iter_modules(exercises.__path__)
-    if module.name.startswith("lesson_")
-)
+LESSONS = sorted(module.name for module in pkgutil.iter_modules(exercises.__path__))
 
 
 def planted(lesson):
@@ -42,7 +38,7 @@ def pairs(which):
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_every_exercise_has_enough_planted_answers(lesson):
     wrong, right = planted(lesson)
-    names = set(exercises.load(lesson))
+    names = set(checking.load(lesson))
     assert set(wrong) == names, "WRONG must have every exercise of the lesson, and no other"
     assert set(right) == names, "RIGHT must have every exercise of the lesson, and no other"
     for name in names:

@@ -9,7 +9,7 @@ import pytest
 from nbgrader.nbgraderformat import MetadataValidator
 from nbgrader.preprocessors import ClearSolutions
 
-from authoring import generate, library
+from authoring import generate, library, links
 from authoring.project import LessonError
 from course_utils import lesson_setup
 
@@ -78,7 +78,7 @@ def test_predictions_and_inline_exercises(unsynced):
     assert stubs["predict-bytes"].source == "prediction = None"
     assert "prediction = 4e3  # bytes" in solved["predict-bytes"].source
     assert "# About 1 line." in stubs["ex-double"].source and "x + x" not in stubs["ex-double"].source
-    assert solved["ex-double-check"].source.endswith('check("90.double", double)')
+    assert solved["ex-double-check"].source.endswith('check("sample.double", double)')
 
 
 def test_no_solution_is_left_in_the_learner_s_notebook(unsynced):
@@ -122,7 +122,7 @@ def test_header_setup_and_parameters(unsynced):
     assert "\n" not in notebook["setup"].source and "sample-course@v1.2" in notebook["setup"].source
     assert notebook["parameters"].metadata.tags == ["parameters"]
     cost = {"minutes": 1.234, "peak_gb": 1.56, "date": "2026-11-23", "cores": 2, "cpu": "X", "torch": "2.1"}
-    measured = cells(unsynced, "solutions", {"90_sample": cost})["title"].source
+    measured = cells(unsynced, "solutions", {"sample": cost})["title"].source
     assert "about 1.2 minutes and 1.6 GB of memory (measured 2026-11-23 on 2 cores, X, torch 2.1)" in measured
 
 
@@ -166,14 +166,14 @@ def broken(project, old, new):
         ("sample_library:halve", "halve", "cell 'ex-halve': .*is no function"),
         ("points=2\n", "points=2\nx = 1\n", "cell 'ex-halve': must be empty"),
         ("points=2", "points=-2", "cell 'ex-halve': points must be"),
-        ('predict="90.bytes"', 'predict="91.bytes"', "cell 'predict-bytes': .*must be \"90.\""),
+        ('predict="sample.bytes"', 'predict="other.bytes"', "cell 'predict-bytes': .*must be \"sample.\""),
         ("tolerance=0.02", 'tolerance="2 %"', "cell 'measured': tolerance must be a number"),
         ("tolerance=0.02", "tolerence=0.02", "cell 'measured': unknown tolerence"),
         ("tolerance=0.02", "tolerance=0.02 timing=true", "cell 'measured': timing cells are not compared"),
         ("    ### END SOLUTION\n\n", "\n", "cell 'ex-double': ### BEGIN SOLUTION without ### END"),
         ("    ### BEGIN SOLUTION\n    return x", "    return x", "cell 'ex-double'"),
         ("    ### BEGIN SOLUTION\n    return x", "    # BEGIN SOLUTION\n    return x", "cell 'ex-double'"),
-        ("# # Lesson 90: A", "# # Lesson 91: A", "cell 'title': the first cell must be markdown"),
+        ("# # A sample", "# A sample", "cell 'title': the first cell must be markdown"),
         ('name="title"', 'name="start"', "cell 'start': the first cell must be markdown"),
     ],
 )
@@ -229,7 +229,7 @@ def test_functions_that_cannot_be_exercises(source, message):
 def test_setup_does_nothing_where_the_package_is_installed(monkeypatch):
     monkeypatch.setattr("subprocess.run", lambda *a, **k: pytest.fail("nothing is to be installed here"))
     lesson_setup.prepare()
-    line = lesson_setup.setup_line("https://github.com/a/b", "v1")
+    line = links.setup_line("https://github.com/a/b", "v1")
     exec(line, {"get_ipython": lambda: pytest.fail("nothing is to be installed here")})
 
 
@@ -254,3 +254,22 @@ def test_setup_on_colab_installs_what_is_missing_and_keeps_its_torch(monkeypatch
     requires[:] = ["torch>=2.6"]
     lesson_setup.prepare()  # nothing is missing the second time
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("x = 1  # a remark", "x = 1", True),
+        ("# first\nx = 1", "x = 1", True),
+        ('def f():\n    """Says."""\n    return 1', 'def f():\n    """Says\n\n    more."""\n    return 1', True),
+        ('def f():\n    """Says."""\n    return 1', "def f():\n    return 1", True),
+        ('x = "# no remark"', 'x = "# a remark"', False),
+        ('x = """a\n\nb"""', 'x = """a\nb"""', False),
+        ('"""shown"""', '"""shown as output"""', False),
+        ('def f(): "one"', 'def f(): "two"', False),
+        ("%time x = 1  # a", "%time x = 1", False),
+        ("x = [1,\n  2]", "x = [1,\n  3]", False),
+    ],
+)
+def test_only_what_is_computed_counts_as_code(one, other, same):
+    assert (library.without_comments(one) == library.without_comments(other)) is same

@@ -8,10 +8,10 @@ from nbgrader.nbgraderformat import MetadataValidator
 
 from authoring import sync
 from authoring.execute import execute
-from authoring.project import KINDS, Project
+from authoring.project import KINDS, Project, key_of
 from authoring.run import exercise_statuses
 from authoring.verify import verify
-from course_utils import exercises
+from course_utils import checking
 
 PROJECT = Project()
 LESSONS = [path.stem for path in PROJECT.lessons()]
@@ -34,7 +34,7 @@ def test_nothing_else_is_out_of_step():
 
 @each_lesson
 def test_minutes_and_memory_are_measured(lesson):
-    cost = sync.read_costs(PROJECT)[lesson]
+    cost = sync.read_costs(PROJECT)[key_of(lesson)]
     assert cost["minutes"] < 2 and cost["peak_gb"] < 2
 
 
@@ -46,7 +46,7 @@ def test_nbgrader_accepts_the_metadata(lesson, kind):
 
 @each_lesson
 def test_solutions_pass_every_exercise_of_the_lesson(lesson):
-    names = {f"{lesson[:2]}.{name}" for name in exercises.load(lesson[:2])}
+    names = {f"{key_of(lesson)}.{name}" for name in checking.load(key_of(lesson))}
     solved = exercise_statuses(read("solutions", lesson))
     assert set(solved) == names and set(solved.values()) == {"passed"}
     stubs = exercise_statuses(read("notebooks", lesson))
@@ -86,7 +86,7 @@ def test_the_learner_s_notebook_runs_offline_with_nothing_solved(lesson):
     assert done.error is None, done.traceback
     assert set(exercise_statuses(done.notebook).values()) == {"not attempted"}
     if done.peak_bytes >= 2e9:
-        # Lesson 04 takes 1.7 to 2.4 GB, one run in five more than 2, while GPTQModel packs its layers: the cause
+        # The lesson on GPTQ takes 1.7 to 2.4 GB, one run in five more than 2, while GPTQModel packs its layers: the cause
         # is not found. So the lower of two runs counts, and what is always too much still fails.
         print(f"first run: {done.peak_bytes / 1e9:.2f} GB in cell {done.peak_cell!r}")
         done = execute(path, path.parent, offline=True)

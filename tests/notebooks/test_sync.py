@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -57,7 +58,7 @@ def test_outputs_are_kept_and_clean(synced):
 
 
 def test_minutes_and_memory_are_in_header_and_readme(synced):
-    cost = json.loads((synced.root / "recorded/lesson_costs.json").read_text())["90_sample"]
+    cost = json.loads((synced.root / "recorded/lesson_costs.json").read_text())["sample"]
     assert 0 < cost["minutes"] < 10 and 0.05 < cost["peak_gb"] < 5
     assert {"cpu", "cores", "torch", "date"} <= set(cost)
     for name in (NOTEBOOK, SOLUTION):
@@ -217,7 +218,7 @@ def test_the_readme_shows_the_picture_of_the_cell_that_pyproject_names(synced):
                 if any("image/png" in o.get("data", {}) for o in c.get("outputs", [])))
     edit(synced, "README.md", "<!-- lessons:begin -->",
          "<!-- picture:begin -->\n<!-- picture:end -->\n<!-- lessons:begin -->")
-    edit(synced, "pyproject.toml", "[tool.course]", f'[tool.course]\npicture = "{SOLUTION}#{cell}"')
+    edit(synced, "pyproject.toml", "[tool.course]", f'[tool.course]\npicture = "sample#{cell}"')
     project = type(synced)(synced.root)  # settings are read once
     assert any("picture" in problem for problem in sync.check(project))
     sync.sync(project, run=False, report=lambda line: None)
@@ -225,3 +226,111 @@ def test_the_readme_shows_the_picture_of_the_cell_that_pyproject_names(synced):
     assert project.picture_file.read_bytes() == png and png.startswith(b"\x89PNG")
     assert f"![{alt}](docs/picture.png)" in (synced.root / "README.md").read_text()
     assert sync.check(project) == []
+
+
+def move(project, number):
+    os.rename(project.root / LESSON, project.root / f"lessons/{number}_sample.py")
+    return type(project)(project.root)  # settings and lessons are read anew
+
+
+def test_a_lesson_that_moves_keeps_everything_and_executes_nothing(synced, no_execution):
+    """The number is only the place: no other edit, no other output, every link right again."""
+    edit(synced, "README.md", "After the table.", "After [the table](notebooks/90_sample.ipynb).")
+    outputs = {cell.id: cell.get("outputs") for cell in cells(synced, SOLUTION).values()}
+    project = move(synced, "12")
+    assert sync.check(project) != []
+    said = []
+    sync.sync(project, report=said.append)
+    assert sync.check(project) == []
+    assert "moved solutions/90_sample.ipynb to 12_sample.ipynb" in said
+    for kind in ("notebooks", "solutions"):
+        assert [path.name for path in (project.root / kind).glob("*.ipynb")] == ["12_sample.ipynb"]
+    moved = cells(project, "solutions/12_sample.ipynb")
+    assert {id: cell.get("outputs") for id, cell in moved.items()} == outputs
+    assert moved["title"].source.startswith("# Lesson 12: A sample")
+    assert "solutions/12_sample.ipynb" in moved["title"].source and "90_sample" not in moved["title"].source
+    readme = (project.root / "README.md").read_text()
+    assert "[12: A sample](notebooks/12_sample.ipynb)" in readme
+    assert "After [the table](notebooks/12_sample.ipynb)." in readme
+
+
+def second_lesson(project, number="91", key="other"):
+    text = (project.root / LESSON).read_text().replace("# # A sample", "# # Another")
+    text = text.replace("sample.bytes", f"{key}.bytes").replace('MODULES["sample"]', f'MODULES["{key}"]')
+    (project.root / f"lessons/{number}_{key}.py").write_text(text)
+
+
+PARTS = '[tool.course]\nparts = [{{title = "First", lessons = [{}]}}, {{title = "Then", lessons = [{}]}}]'
+
+
+def parts(project, first, then):
+    edit(project, "pyproject.toml", "[tool.course]", PARTS.format(first, then))
+    return type(project)(project.root)
+
+
+def test_links_and_parts_follow_the_lessons(unsynced):
+    second_lesson(unsynced)
+    edit(unsynced, LESSON, "A third paragraph.", "Before {lesson:other}. {Lesson:other} is next.")
+    project = parts(unsynced, '"sample"', '"other"')
+    sync.sync(project, run=False, report=lambda line: None)
+    title = cells(project, NOTEBOOK)["title"].source
+    assert "Before [lesson 91](91_other.ipynb). [Lesson 91](91_other.ipynb) is next." in title
+    assert "Part 1 of 2, First: lesson 1 of 1. After it: [Another](91_other.ipynb)." in title
+    other = cells(project, "notebooks/91_other.ipynb")["title"].source
+    assert "Part 2 of 2, Then: lesson 1 of 1. Before it: [A sample](90_sample.ipynb)." in other
+    readme = (project.root / "README.md").read_text()
+    assert readme.index("| **Part 1: First** |") < readme.index("90: A sample") < readme.index("**Part 2: Then**")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "message"),
+    [
+        ('"sample", "gone"', '"other"', "part 'First' names 'gone', and there is no such lesson"),
+        ('"sample"', "", "lesson 'other' must be in one part, is in 0"),
+        ('"sample", "other"', '"other"', "lesson 'other' must be in one part, is in 2"),
+        ('"other"', '"sample"', "lesson 'other' stands behind lessons of a later part"),
+    ],
+)
+def test_parts_that_do_not_fit_the_lessons_are_refused(unsynced, first, then, message):
+    second_lesson(unsynced)
+    project = parts(unsynced, first, then)
+    with pytest.raises(LessonError, match=message):
+        sync.sync(project, run=False, report=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("A third paragraph.", "As in lesson 07.", "cell 'title': 'lesson 07' names a lesson by its number"),
+        ("A third paragraph.", "As in Lessons\n# 02 to 05.", "cell 'title': 'Lessons 02' names a lesson"),
+        ('print(f"now', 'print(f"lesson 7, now', "cell 'timed': 'lesson 7' names .* works in prose only"),
+        ("A third paragraph.", "See {lesson:smaple}.", "cell 'title': no lesson 'smaple'; near it: sample"),
+    ],
+)
+def test_a_number_in_prose_and_an_unknown_lesson_are_refused(synced, old, new, message):
+    edit(synced, LESSON, old, new)
+    (problem,) = sync.check(synced, ["sample"])
+    assert re.search(message, problem), problem
+
+
+def test_numbers_in_the_library_and_on_pages_are_named(synced):
+    (synced.root / "course_utils").mkdir()
+    (synced.root / "course_utils/new.py").write_text('"""One.\n\nAs in lesson 04."""\n')
+    edit(synced, "README.md", "After the table.", "After lesson\n05.")
+    problems = sync.check(synced)
+    assert any(p.startswith("course_utils/new.py, line 3: 'lesson 04' names a lesson") for p in problems)
+    assert any(p.startswith("README.md, line ") and "'lesson 05'" in p for p in problems)
+
+
+def test_two_lessons_of_one_key_are_refused(synced):
+    second_lesson(synced, "92", "sample")
+    with pytest.raises(LessonError, match="two lessons are called 'sample'"):
+        sync.check(synced)
+
+
+def test_docstrings_and_comments_execute_nothing(synced, no_execution):
+    edit(synced, "sample_library.py", "Halve each", "Halves each")
+    edit(synced, "sample_library.py", "# Shifting would", "# Moving bits would")
+    sync.sync(synced, report=lambda line: None)
+    assert "Halves each" in cells(synced, NOTEBOOK)["ex-halve"].source
+    assert cells(synced, SOLUTION)["measured"].outputs and sync.check(synced) == []

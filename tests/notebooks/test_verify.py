@@ -60,7 +60,7 @@ def shown(**data):
 
 
 TOLERANT = {"course": {"tolerance": 0.02}}
-PASSED = "90.x: passed (3 cases)"
+PASSED = "sample.x: passed (3 cases)"
 DISPLAY = "from IPython.display import display\ndisplay({}, raw=True, metadata={})"
 CHECK = DISPLAY.format({"text/plain": PASSED}, {"course": {"status": "passed"}})
 PICTURE = DISPLAY.format({"image/png": "AAAA", "text/plain": "a picture"}, {"image/png": {"alt": "text"}})
@@ -85,7 +85,7 @@ CELLS = [
     (PASS, cell("result", "1.01", RESULT, **TOLERANT)),
     (FAIL, cell("strict-result", "1.01", RESULT)),
     (PASS, cell("check", CHECK, shown(text_plain=PASSED))),
-    (FAIL, cell("failed-check", CHECK, shown(text_plain="90.x: not attempted."))),
+    (FAIL, cell("failed-check", CHECK, shown(text_plain="sample.x: not attempted."))),
     (PASS, cell("picture", PICTURE, shown(image_png="BBBB", text_plain="a picture"))),
     (FAIL, cell("caption", PICTURE, shown(image_png="BBBB", text_plain="another picture"))),
     (FAIL, new_code_cell("1", id="never-executed")),

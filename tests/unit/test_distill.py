@@ -369,7 +369,7 @@ def test_a_narrower_student_trains_its_projection_along():
     assert run.losses[-1] < 0.7 * run.losses[0]
 
 
-# ---- the bench of lesson 08 -------------------------------------------------------------------------------
+# ---- the bench of the lesson -------------------------------------------------------------------------------
 
 
 def test_the_ablation_bench_runs_and_goes_on_where_it_stopped(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""Lesson 11's engines: the protocol and the table, with the real torch worker on a tiny random Llama."""
+"""Engines: the protocol and the table, with the real torch worker on a tiny random Llama."""
 
 import json
 import sys

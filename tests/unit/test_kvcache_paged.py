@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_utils import costs
-from course_utils.kvcache import blocks, decoding, paged, sizes
-from course_utils.kvcache.blocks import OutOfBlocks
+from course_utils.kvcache import block_tables, decoding, paged, sizes
+from course_utils.kvcache.block_tables import OutOfBlocks
 from course_utils.kvcache.paged import KVPool, PagedCache
 from course_utils.kvcache.server import Server
 from tests.unit.test_kvcache import VOCABULARY, tiny_llama, tokens
@@ -62,7 +62,7 @@ def test_what_is_appended_is_gathered(lengths, n, block_size, seed):
 
 def test_lookup():
     tables = torch.tensor([[5, 2, 7], [1, 0, 0]])
-    ids, offsets = blocks.lookup(tables, torch.tensor([[0, 3, 4, 11], [0, 1, 2, 3]]), 4)
+    ids, offsets = block_tables.lookup(tables, torch.tensor([[0, 3, 4, 11], [0, 1, 2, 3]]), 4)
     assert ids.tolist() == [[5, 5, 2, 7], [1, 1, 1, 1]] and offsets.tolist() == [[0, 3, 0, 3], [0, 1, 2, 3]]
 
 

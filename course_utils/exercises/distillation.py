@@ -1,10 +1,10 @@
-"""Checks of lesson 08: knowledge distillation."""
+"""Checks of the lesson distillation: knowledge distillation."""
 
 import torch
 import torch.nn.functional as F
 
 from course_utils import distill, models
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 
 
 def _randn(*shape, seed=0):

@@ -14,7 +14,7 @@ import zipfile
 
 import pytest
 
-from course_utils import data, models, packages
+from course_utils import data, downloads, models
 from course_utils.errors import CourseError
 
 PINS = (models.SMOLLM2, models.MINILM, data.WIKIPEDIA, data.REVIEWS)
@@ -93,12 +93,12 @@ def index(tmp_path, monkeypatch):
 
 
 def tiny(index, member="tiny/model.bin", **changes):
-    item = packages.PackageFile("tiny-data", "1.0", index["data"], 1000, member)
+    item = downloads.PackageFile("tiny-data", "1.0", index["data"], 1000, member)
     return dataclasses.replace(item, **changes)
 
 
 def test_member_of_a_wheel(index, empty_cache, capfd):
-    path = packages.fetch(tiny(index))
+    path = downloads.fetch(tiny(index))
     assert path.name == "model.bin" and path.read_text() == "weights"
     assert empty_cache in path.parents
     out, err = capfd.readouterr()
@@ -106,33 +106,33 @@ def test_member_of_a_wheel(index, empty_cache, capfd):
 
 
 def test_folder_of_a_wheel(index, empty_cache):
-    path = packages.fetch(tiny(index, member="tiny/folder/"))
+    path = downloads.fetch(tiny(index, member="tiny/folder/"))
     assert {file.relative_to(path).as_posix(): file.read_text() for file in path.rglob("*.txt")} == \
         {"a.txt": "A", "in/b.txt": "B"}
 
 
 def test_second_fetch_needs_no_index(index, empty_cache, monkeypatch):
-    path = packages.fetch(tiny(index))
+    path = downloads.fetch(tiny(index))
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/simple")
-    assert packages.fetch(tiny(index)) == path
+    assert downloads.fetch(tiny(index)) == path
 
 
 def test_source_package_never_runs_its_set_up_script(index, empty_cache):
-    item = packages.PackageFile("tiny-source", "1.0", index["source"], 1000, "extra/data.tar.gz", "sdist")
-    assert packages.fetch(item).read_text() == "data"
+    item = downloads.PackageFile("tiny-source", "1.0", index["source"], 1000, "extra/data.tar.gz", "sdist")
+    assert downloads.fetch(item).read_text() == "data"
     assert not index["marker"].exists()
 
 
 def test_other_bytes_than_the_pinned_ones_are_refused(index, empty_cache):
     with pytest.raises(CourseError, match="tiny_data-1.0.*SHA-256 differs.*pip config list") as caught:
-        packages.fetch(tiny(index, sha256="0" * 64))
+        downloads.fetch(tiny(index, sha256="0" * 64))
     assert "\n" not in str(caught.value)
     assert not list(empty_cache.glob("package-*"))
 
 
 def test_version_that_is_not_there(index, empty_cache):
     with pytest.raises(CourseError, match="tiny-data==9.9 .*could not be downloaded.*No match"):
-        packages.fetch(tiny(index, version="9.9"))
+        downloads.fetch(tiny(index, version="9.9"))
 
 
 @pytest.mark.parametrize("item", PINS, ids=lambda item: item.package)
@@ -141,7 +141,7 @@ def test_no_network_and_no_cache(item, empty_cache, monkeypatch, tmp_path):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(CourseError, match="course fetch.*COURSE_CACHE.*pip said: No match") as caught:
-        packages.fetch(item)
+        downloads.fetch(item)
     assert str(caught.value).startswith(f"{item.package}=={item.version} (") and "\n" not in str(caught.value)
     assert not list(empty_cache.glob("package-*")) and not list(empty_cache.glob(".*building*"))
 
@@ -151,12 +151,12 @@ def test_interpreter_without_pip(empty_cache, monkeypatch, tmp_path):
     bare = tmp_path / "bare" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     monkeypatch.setattr(sys, "executable", str(bare))
     with pytest.raises(CourseError, match="has no pip.*-m ensurepip"):
-        packages.fetch(models.SMOLLM2)
+        downloads.fetch(models.SMOLLM2)
 
 
 @pytest.mark.slow
 def test_sources_come_from_the_configured_index(empty_cache):
     """The smallest real one, downloaded afresh by the pip of this environment."""
-    path = packages.fetch(data.REVIEWS)
+    path = downloads.fetch(data.REVIEWS)
     with tarfile.open(path) as archive:
         assert "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt" in archive.getnames()

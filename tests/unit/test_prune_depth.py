@@ -1,31 +1,31 @@
-"""course_utils.prune.blocks on small random models."""
+"""course_utils.prune.depth on small random models."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from course_utils.prune import blocks, structured
+from course_utils.prune import depth, structured
 from tests.unit.test_structured import batch, bert, llama, logits, parameters
 
 
 def test_influence_of_directions():
     x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
-    assert blocks.block_influence(x, 3 * x) == pytest.approx(0, abs=1e-6)
-    assert blocks.block_influence(x, -x) == pytest.approx(2, abs=1e-6)
+    assert depth.block_influence(x, 3 * x) == pytest.approx(0, abs=1e-6)
+    assert depth.block_influence(x, -x) == pytest.approx(2, abs=1e-6)
     turned = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
-    assert blocks.block_influence(turned, turned.flip(-1)) == pytest.approx(1, abs=1e-6)
+    assert depth.block_influence(turned, turned.flip(-1)) == pytest.approx(1, abs=1e-6)
 
 
 def test_influence_is_a_mean_over_tokens_not_over_numbers():
     before = torch.tensor([[100.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     after = torch.tensor([[100.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    assert blocks.block_influence(before, after) == pytest.approx(2 / 3, abs=1e-6)
+    assert depth.block_influence(before, after) == pytest.approx(2 / 3, abs=1e-6)
 
 
 @pytest.mark.parametrize("build", [llama, bert])
 def test_influences_against_the_hidden_states(build):
     model, tokens = build(), batch()["input_ids"]
-    found = blocks.influences(model, tokens, batch_size=3)
+    found = depth.influences(model, tokens, batch_size=3)
     assert not any(module._forward_hooks for module in model.modules())
     # the last hidden state of a Llama is normed, so compare the blocks before it
     with torch.no_grad():
@@ -40,9 +40,9 @@ def test_a_block_that_does_nothing_has_no_influence_and_can_go():
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight.zero_()
         model.model.layers[1].mlp.down_proj.weight.zero_()
-    assert blocks.influences(model, batch()["input_ids"])[1].item() == pytest.approx(0, abs=1e-6)
+    assert depth.influences(model, batch()["input_ids"])[1].item() == pytest.approx(0, abs=1e-6)
     before = logits(model)
-    blocks.remove_blocks(model, [1])
+    depth.remove_blocks(model, [1])
     torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-5)
 
 
@@ -62,7 +62,7 @@ def test_the_model_left_is_the_blocks_left(build):
     hook.remove()
     per_block = sum(parameter.numel() for parameter in block.parameters())
     before = parameters(model)
-    blocks.remove_blocks(model, [1])
+    depth.remove_blocks(model, [1])
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
     assert before - parameters(model) == per_block
     assert model.config.num_hidden_layers == 2
@@ -70,7 +70,7 @@ def test_the_model_left_is_the_blocks_left(build):
 
 def test_generation_with_a_cache_after_removal():
     model = llama(blocks=5)
-    blocks.remove_blocks(model, [0, 3])
+    depth.remove_blocks(model, [0, 3])
     ids = batch()["input_ids"][1:2]
     cached = model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=True, eos_token_id=None)
     plain = model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False, eos_token_id=None)
@@ -81,7 +81,7 @@ def test_generation_with_a_cache_after_removal():
                                              (bert, AutoModelForSequenceClassification)])
 def test_saved_folder_loads_with_plain_transformers(build, auto, tmp_path):
     model = build()
-    blocks.remove_blocks(model, torch.tensor([2, 0]))
+    depth.remove_blocks(model, torch.tensor([2, 0]))
     structured.save(model, tmp_path)
     loaded, report = auto.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -91,7 +91,7 @@ def test_saved_folder_loads_with_plain_transformers(build, auto, tmp_path):
 def test_blocks_and_heads_together(tmp_path):
     model = bert()
     structured.keep_heads(model, [[0, 2], [1], [3, 4, 5]])
-    blocks.remove_blocks(model, [1])
+    depth.remove_blocks(model, [1])
     assert model.config.heads_per_layer == [2, 3]
     structured.save(model, tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, trust_remote_code=True)
@@ -102,7 +102,7 @@ def test_removed_blocks_are_put_back():
     model = llama(blocks=4)
     before, config = logits(model), model.config.to_dict()
     with structured.putting_back(model):
-        blocks.remove_blocks(model, [0, 1])
+        depth.remove_blocks(model, [0, 1])
         assert len(model.model.layers) == 2
     assert torch.equal(logits(model), before)
     assert model.config.to_dict() == config
@@ -115,11 +115,11 @@ def test_removed_blocks_are_put_back():
 def test_bad_input_is_refused_before_anything_changes(indices, message):
     model = llama()
     with pytest.raises(ValueError, match=message):
-        blocks.remove_blocks(model, indices)
+        depth.remove_blocks(model, indices)
     assert len(model.model.layers) == model.config.num_hidden_layers == 3
 
 
 @pytest.mark.parametrize("tokens", [torch.zeros(0, 4, dtype=torch.long), torch.zeros(4, dtype=torch.long)])
 def test_influences_need_tokens(tokens):
     with pytest.raises(ValueError, match="length"):
-        blocks.influences(llama(), tokens)
+        depth.influences(llama(), tokens)

@@ -1,4 +1,4 @@
-"""Lesson 08: wrong answers are rejected for the right reason, right answers written otherwise are accepted.
+"""Lesson distillation: wrong answers are rejected for their reason, right ones written otherwise pass.
 
 A shared test walks these dictionaries; see tests/exercises/common.py for what it asserts.
 """

@@ -1,4 +1,4 @@
-"""Lesson 07: wrong answers are rejected for the right reason, right answers written otherwise pass."""
+"""Lesson structured: wrong answers are rejected for their reason, right ones written otherwise pass."""
 
 import torch
 from torch import nn

@@ -9,11 +9,11 @@ import traceback
 import numpy as np
 import torch
 
-from course_utils.exercises import running
-from course_utils.exercises.compare import Difference, describe, difference, shorten
-from course_utils.exercises.predictions import judge_prediction
-from course_utils.exercises.running import Outcome, TimeLimit, run, run_reference
-from course_utils.exercises.spec import FAILED, NOT_ATTEMPTED, PASSED, Exercise, Prediction, Result
+from course_utils.checking import running
+from course_utils.checking.compare import Difference, describe, difference, shorten
+from course_utils.checking.predictions import judge_prediction
+from course_utils.checking.running import Outcome, TimeLimit, run, run_reference
+from course_utils.checking.spec import FAILED, NOT_ATTEMPTED, PASSED, Exercise, Prediction, Result
 
 
 def judge(exercise: Exercise | Prediction, answer, id: str) -> Result:

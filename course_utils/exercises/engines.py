@@ -1,10 +1,10 @@
-"""Checks of lesson 11: engines."""
+"""Checks of the lesson engines: engines."""
 
 import numpy as np
 
 from course_utils import costs
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 from course_utils.engines import agreement, graph
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
 
 # --- decode_bound -----------------------------------------------------------------------------------------
 

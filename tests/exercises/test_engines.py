@@ -1,4 +1,4 @@
-"""Lesson 11: wrong answers are rejected for the right reason, right answers written otherwise pass."""
+"""Lesson engines: wrong answers are rejected for their reason, right ones written otherwise pass."""
 
 import numpy as np
 import torch

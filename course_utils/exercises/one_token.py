@@ -1,4 +1,4 @@
-"""Checks of lesson 00: what one token costs."""
+"""Checks of the lesson one_token: what one token costs."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig
 
 from course_utils import costs
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 
 
 def smollm2_config():

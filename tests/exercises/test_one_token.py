@@ -1,4 +1,4 @@
-"""Lesson 00: wrong answers are rejected for the right reason, right answers written otherwise are accepted.
+"""Lesson one_token: wrong answers are rejected for their reason, right ones written otherwise pass.
 
 test_all.py walks these dictionaries.
 """

@@ -1,4 +1,4 @@
-"""Lesson 04: wrong answers are rejected for the right reason, right answers written otherwise are accepted.
+"""Lesson gptq: wrong answers are rejected for their reason, right ones written otherwise pass.
 
 test_all.py walks these dictionaries.
 """

@@ -1,8 +1,8 @@
-"""Checks of lesson 02: post-training quantization."""
+"""Checks of the lesson ptq: post-training quantization."""
 
 import torch
 
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 from course_utils.quantize import activations, affine
 from course_utils.quantize.affine import Scheme
 
@@ -347,7 +347,7 @@ SMOOTHING = Exercise(
 
 # --- predictions --------------------------------------------------------------------------------------------
 
-PARAMETERS, IN_LINEARS, LINEAR_ROWS = 134_515_008, 106_168_320, 155_520  # SmolLM2-135M, lesson 00
+PARAMETERS, IN_LINEARS, LINEAR_ROWS = 134_515_008, 106_168_320, 155_520  # SmolLM2-135M
 
 
 def int8_saving():

@@ -1,10 +1,10 @@
-"""Checks of lesson 06: unstructured pruning."""
+"""Checks of the lesson pruning: unstructured pruning."""
 
 import math
 
 import torch
 
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 from course_utils.prune import sparse, unstructured
 
 # --- Wanda's score ----------------------------------------------------------------------------------------

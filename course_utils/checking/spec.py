@@ -39,7 +39,7 @@ class Exercise:
         exact_dtype: True when the dtype itself is part of the answer (packed words), not only its kind.
         hint: shown when no mistake matches.
         call: ``call(thing, *args, **kwargs)`` does the work where `reference` is not simply called (a class).
-        id: name after the lesson's number and a point; the name of `reference` unless given.
+        id: name after the lesson's key and a point; the name of `reference` unless given.
         seconds: time limit of one case.
     """
 
@@ -64,7 +64,7 @@ class Prediction:
     """A number to predict before it is measured.
 
     Args:
-        id: name after the lesson's number and a point.
+        id: name after the lesson's key and a point.
         answer: the number (or a short text to choose), or a zero-argument callable that returns it.
         rtol: relative tolerance around the answer.
         unit: unit of the answer, shown with it.

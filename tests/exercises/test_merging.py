@@ -1,4 +1,4 @@
-"""Lesson 09: wrong answers are rejected for the right reason, right answers written otherwise pass."""
+"""Lesson merging: wrong answers are rejected for their reason, right ones written otherwise pass."""
 
 import math
 

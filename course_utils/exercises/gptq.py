@@ -1,8 +1,8 @@
-"""Checks of lesson 04: GPTQ."""
+"""Checks of the lesson gptq: GPTQ."""
 
 import torch
 
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 from course_utils.quantize import checkpoint, gptq, layerwise
 
 # --- Hessian ----------------------------------------------------------------------------------------------

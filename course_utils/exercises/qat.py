@@ -1,4 +1,4 @@
-"""Checks of lesson 03: quantization-aware training."""
+"""Checks of the lesson qat: quantization-aware training."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from course_utils import models
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 from course_utils.quantize import affine, layerwise, qat
 from course_utils.quantize.affine import Scheme
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils import exercises
-from course_utils.exercises import Case, Exercise, Mistake, Prediction, check, judge
+from course_utils import checking
+from course_utils.checking import Case, Exercise, Mistake, Prediction, check, judge
 
 
 def row_scale(weight, bits=4):
@@ -109,7 +109,7 @@ def lesson(monkeypatch):
     module = types.ModuleType("exercises_of_lesson_91")
     module.EXERCISES = EXERCISES
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(exercises.MODULES, "91", module.__name__)
+    monkeypatch.setitem(checking.MODULES, "sample", module.__name__)
     monkeypatch.delenv("NBGRADER_EXECUTION", raising=False)
 
 
@@ -118,8 +118,8 @@ def status(id, answer):
 
 
 def test_right_answer_passes_with_the_number_of_cases(capsys):
-    check("91.row_scale", row_scale)
-    assert capsys.readouterr().out == "91.row_scale: passed (3 cases)\n"
+    check("sample.row_scale", row_scale)
+    assert capsys.readouterr().out == "sample.row_scale: passed (3 cases)\n"
 
 
 def test_right_answer_in_another_dtype_and_order_passes():
@@ -129,23 +129,23 @@ def test_right_answer_in_another_dtype_and_order_passes():
         largest = torch.tensor([max(abs(v) for v in row) for row in weight.tolist()], dtype=torch.float64)
         return largest / (2 ** (bits - 1) - 1)
 
-    assert status("91.row_scale", other) == "passed"
+    assert status("sample.row_scale", other) == "passed"
 
 
 def test_stub_is_not_attempted():
     def stub(weight, bits=4):
         raise NotImplementedError
 
-    assert status("91.row_scale", stub) == "not attempted"
-    assert status("91.row_scale", None) == "not attempted"
-    assert status("91.Accumulator", type("Accumulator", (), {"__init__": stub})) == "not attempted"
+    assert status("sample.row_scale", stub) == "not attempted"
+    assert status("sample.row_scale", None) == "not attempted"
+    assert status("sample.Accumulator", type("Accumulator", (), {"__init__": stub})) == "not attempted"
 
 
 def test_not_implemented_by_torch_is_a_failure_and_not_a_stub():
     def unsupported(weight, bits=4):
         raise NotImplementedError("'abs' is not implemented for this type")
 
-    result = judge("91.row_scale", unsupported)
+    result = judge("sample.row_scale", unsupported)
     assert result.status == "failed" and "is not implemented for this type" in result.message
 
 
@@ -224,9 +224,9 @@ def swallows(weight, bits=4):
     ],
 )
 def test_whatever_an_answer_does_is_a_failure_with_a_reason(answer, reason, capsys):
-    assert check("91.row_scale", answer) is None
+    assert check("sample.row_scale", answer) is None
     text = capsys.readouterr().out
-    assert "91.row_scale: failed" in text
+    assert "sample.row_scale: failed" in text
     assert re.search(reason, text), text
 
 
@@ -236,7 +236,7 @@ def test_failure_names_case_difference_and_call():
         scale[-1] += 1
         return scale
 
-    message = judge("91.row_scale", last_element_off).message
+    message = judge("sample.row_scale", last_element_off).message
     assert "in case 1 of 3 (plain)" in message
     assert "called as: row_scale(<float32 tensor of shape (4, 8)>)" in message
     assert "[3] = " in message and "(1 of 4 elements differ)" in message
@@ -257,7 +257,7 @@ def test_likely_mistake_is_found_though_the_learner_wrote_it_another_way(answer,
         return answer(weight, bits)
 
     for function in (answer, careful):
-        message = judge("91.row_scale", function).message
+        message = judge("sample.row_scale", function).message
         assert f"Likely mistake: {mistake}" in message.replace("one scale for the ", "")
 
 
@@ -265,7 +265,7 @@ def test_exception_shows_the_learners_line():
     def answer(weight, bits=4):
         return weight[99]
 
-    assert "in the line: return weight[99]" in judge("91.row_scale", answer).message
+    assert "in the line: return weight[99]" in judge("sample.row_scale", answer).message
 
 
 def test_integers_are_compared_exactly():
@@ -273,30 +273,30 @@ def test_integers_are_compared_exactly():
         def add(self, value):
             return super().add(value) + 1
 
-    assert status("91.Accumulator", Accumulator) == "passed"
-    assert status("91.Accumulator", OneTooMany) == "failed"
+    assert status("sample.Accumulator", Accumulator) == "passed"
+    assert status("sample.Accumulator", OneTooMany) == "failed"
     counting = Exercise(reference=lambda: 134_515_008, cases=lambda: [Case()])
-    off = exercises._judge(counting, lambda: 134_515_008 - 576, "91.count")
+    off = checking._judge(counting, lambda: 134_515_008 - 576, "sample.count")
     assert off.status == "failed"
-    assert exercises._judge(counting, lambda: torch.tensor(134_515_008), "91.count").status == "passed"
+    assert checking._judge(counting, lambda: torch.tensor(134_515_008), "sample.count").status == "passed"
 
 
 def test_dataclasses_and_exact_dtypes():
-    assert status("91.packed", packed) == "passed"
-    wide = judge("91.packed", lambda values: Packed(torch.tensor(values), 0.5))
+    assert status("sample.packed", packed) == "passed"
+    wide = judge("sample.packed", lambda values: Packed(torch.tensor(values), 0.5))
     assert wide.status == "failed" and "['words']: int64 tensor" in wide.message
-    assert status("91.packed", lambda values: (torch.tensor(values, dtype=torch.int32), 0.5)) == "failed"
+    assert status("sample.packed", lambda values: (torch.tensor(values, dtype=torch.int32), 0.5)) == "failed"
 
 
 def test_nested_containers():
     def as_list(values):
         return {"counts": [2, 2.0], "mean": 1.5}
 
-    assert status("91.mean_and_counts", mean_and_counts) == "passed"
-    assert status("91.mean_and_counts", as_list) == "passed"
-    missing = judge("91.mean_and_counts", lambda values: {"mean": 1.5})
+    assert status("sample.mean_and_counts", mean_and_counts) == "passed"
+    assert status("sample.mean_and_counts", as_list) == "passed"
+    missing = judge("sample.mean_and_counts", lambda values: {"mean": 1.5})
     assert "without 'counts'" in missing.message
-    wrong = judge("91.mean_and_counts", lambda values: {"mean": 1.5, "counts": (2, 3.0)})
+    wrong = judge("sample.mean_and_counts", lambda values: {"mean": 1.5, "counts": (2, 3.0)})
     assert "at ['counts'][1]" in wrong.message
 
 
@@ -304,15 +304,15 @@ def test_a_function_that_is_meant_to_change_its_argument():
     def by_slice(values):
         values[:1] = [0] if isinstance(values, list) else 0
 
-    assert status("91.zero_first", by_slice) == "passed"
-    assert "argument `values`" in judge("91.zero_first", lambda values: None).message
+    assert status("sample.zero_first", by_slice) == "passed"
+    assert "argument `values`" in judge("sample.zero_first", lambda values: None).message
 
 
 def test_random_numbers_are_the_same_and_the_learners_stay():
     torch.manual_seed(5)
     wanted = torch.rand(2)
     torch.manual_seed(5)
-    assert status("91.noise", lambda: torch.rand(3)) == "passed"
+    assert status("sample.noise", lambda: torch.rand(3)) == "passed"
     assert torch.equal(torch.rand(2), wanted)
 
 
@@ -321,11 +321,11 @@ def test_special_values():
         reference=lambda: torch.tensor([float("nan"), float("inf"), -0.0, 3.0]), cases=lambda: [Case()]
     )
     same = torch.tensor([float("nan"), float("inf"), 0.0, 3.00001])
-    assert exercises._judge(special, lambda: same, "91.special").status == "passed"
-    assert exercises._judge(special, lambda: -same, "91.special").status == "failed"
+    assert checking._judge(special, lambda: same, "sample.special").status == "passed"
+    assert checking._judge(special, lambda: -same, "sample.special").status == "failed"
     empty = Exercise(reference=lambda: torch.zeros(0, 3), cases=lambda: [Case()])
-    assert exercises._judge(empty, lambda: torch.zeros(3, 0), "91.empty").status == "failed"
-    assert exercises._judge(empty, lambda: torch.zeros(0, 3), "91.empty").status == "passed"
+    assert checking._judge(empty, lambda: torch.zeros(3, 0), "sample.empty").status == "failed"
+    assert checking._judge(empty, lambda: torch.zeros(0, 3), "sample.empty").status == "passed"
 
 
 @pytest.mark.parametrize(
@@ -335,14 +335,14 @@ def test_every_dtype_compares(dtype):
     value = torch.tensor([0, 1, 1]).to(getattr(torch, dtype))
     other = torch.tensor([0, 1, 0]).to(getattr(torch, dtype))
     exercise = Exercise(reference=lambda: value, cases=lambda: [Case()])
-    assert exercises._judge(exercise, value.clone, "91.dtype").status == "passed"
-    result = exercises._judge(exercise, lambda: other, "91.dtype")
+    assert checking._judge(exercise, value.clone, "sample.dtype").status == "passed"
+    result = checking._judge(exercise, lambda: other, "sample.dtype")
     assert result.status == "failed" and "1 of" in result.message
 
 
 def test_a_broken_exercise_is_not_blamed_on_the_learner():
-    with pytest.raises(RuntimeError, match="exercise 91.broken is broken.*ZeroDivisionError"):
-        judge("91.broken", lambda x: x)
+    with pytest.raises(RuntimeError, match="exercise sample.broken is broken.*ZeroDivisionError"):
+        judge("sample.broken", lambda x: x)
 
 
 @pytest.mark.parametrize(
@@ -368,8 +368,8 @@ def test_a_broken_exercise_is_not_blamed_on_the_learner():
     ],
 )
 def test_predictions(value, expected, capsys):
-    check("91.bytes", value)
-    assert f"91.bytes: {expected}" in capsys.readouterr().out
+    check("sample.bytes", value)
+    assert f"sample.bytes: {expected}" in capsys.readouterr().out
 
 
 def test_prediction_explains_without_giving_the_answer_away():
@@ -380,7 +380,7 @@ def test_prediction_explains_without_giving_the_answer_away():
         (100e6, "too low, by less than a factor of 10"),
         (700e6, "too high, by less than a factor of 2"),
     ]:
-        message = judge("91.bytes", value).message
+        message = judge("sample.bytes", value).message
         assert reason in message
         assert "538,060,032" not in message
 
@@ -390,27 +390,27 @@ def test_prediction_explains_without_giving_the_answer_away():
 )
 def test_predictions_of_zero(value):
     zero = Prediction(id="zero", answer=0)
-    assert exercises._judge(zero, value, "91.zero").status == "failed"
-    assert exercises._judge(zero, 0.0, "91.zero").status == "passed"
+    assert checking._judge(zero, value, "sample.zero").status == "failed"
+    assert checking._judge(zero, 0.0, "sample.zero").status == "passed"
 
 
 def test_a_prediction_that_cannot_be_asked_what_it_is():
-    assert status("91.bytes", Disguised()) == "failed"
+    assert status("sample.bytes", Disguised()) == "failed"
 
 
 def test_choices():
-    assert status("91.phase", " Decode") == "passed"
-    assert "bound by arithmetic" in judge("91.phase", "prefill").message
-    assert status("91.phase", 3) == "failed"
+    assert status("sample.phase", " Decode") == "passed"
+    assert "bound by arithmetic" in judge("sample.phase", "prefill").message
+    assert status("sample.phase", 3) == "failed"
 
 
 def test_under_nbgrader_a_check_raises(monkeypatch, capsys):
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
-    check("91.row_scale", row_scale)
+    check("sample.row_scale", row_scale)
     with pytest.raises(AssertionError, match="likely|Likely"):
-        check("91.row_scale", unsigned)
+        check("sample.row_scale", unsigned)
     with pytest.raises(AssertionError, match="not attempted"):
-        check("91.bytes", None)
+        check("sample.bytes", None)
 
 
 def test_nbgrader_gets_nothing_on_stderr(capsys):
@@ -419,26 +419,26 @@ def test_nbgrader_gets_nothing_on_stderr(capsys):
         print("debug", file=sys.stderr)
         return row_scale(weight, bits)
 
-    check("91.row_scale", warns)
+    check("sample.row_scale", warns)
     output = capsys.readouterr()
     assert output.err == "" and "debug" in output.out and "passed" in output.out
 
 
-@pytest.mark.parametrize("id", ["91.row_scales", "91.", "91", "77.row_scale", "", "x/y.z", 5])
+@pytest.mark.parametrize("id", ["sample.row_scales", "sample.", "sample", "77.row_scale", "", "x/y.z", 5])
 def test_unknown_id_is_a_clear_error(id):
     with pytest.raises(ValueError, match="no exercise"):
         check(id, row_scale)
 
 
 def test_unknown_id_names_near_ones():
-    with pytest.raises(ValueError, match="Near it: 91.row_scale"):
-        check("91.rowscale", row_scale)
+    with pytest.raises(ValueError, match="Near it: sample.row_scale"):
+        check("sample.rowscale", row_scale)
 
 
 def test_two_exercises_of_one_name_are_refused():
     EXERCISES.append(EXERCISES[0])
     try:
         with pytest.raises(ValueError, match="two exercises named 'row_scale'"):
-            exercises.load("91")
+            checking.load("sample")
     finally:
         EXERCISES.pop()

@@ -1,4 +1,4 @@
-"""Lesson 05: wrong answers are rejected for the right reason, right answers written otherwise pass."""
+"""Lesson awq: wrong answers are rejected for their reason, right ones written otherwise pass."""
 
 import torch
 from torch import nn

@@ -1,9 +1,9 @@
-"""Checks of lesson 05: AWQ."""
+"""Checks of the lesson awq: AWQ."""
 
 import torch
 from torch import nn
 
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 from course_utils.quantize import awq
 from course_utils.quantize.affine import Scheme, bits_per_weight
 

@@ -1,4 +1,4 @@
-"""Lesson 02: wrong answers are rejected for the right reason, right answers written otherwise are accepted.
+"""Lesson ptq: wrong answers are rejected for their reason, right ones written otherwise pass.
 
 test_all.py walks these dictionaries.
 """

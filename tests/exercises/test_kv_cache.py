@@ -1,8 +1,8 @@
-"""Lesson 10: wrong answers are rejected for the right reason, right answers written otherwise pass."""
+"""Lesson kv_cache: wrong answers are rejected for their reason, right ones written otherwise pass."""
 
 import torch
 
-from course_utils.kvcache.blocks import OutOfBlocks
+from course_utils.kvcache.block_tables import OutOfBlocks
 
 # --- kv_bytes_per_token -------------------------------------------------------------------------------------
 

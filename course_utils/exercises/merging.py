@@ -1,10 +1,10 @@
-"""Checks of lesson 09: model merging."""
+"""Checks of the lesson merging: model merging."""
 
 import math
 
 import torch
 
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 from course_utils.merge import methods, vectors
 
 

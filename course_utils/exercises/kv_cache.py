@@ -1,12 +1,12 @@
-"""Checks of lesson 10: the KV cache."""
+"""Checks of the lesson kv_cache: the KV cache."""
 
 from types import SimpleNamespace
 
 import torch
 
 from course_utils import costs
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
-from course_utils.kvcache import blocks, paged, quantized
+from course_utils.checking import Case, Exercise, Mistake, Prediction
+from course_utils.kvcache import block_tables, paged, quantized
 
 
 def _generator():
@@ -94,7 +94,7 @@ def _lookup_cases():
 
 
 LOOKUP = Exercise(
-    reference=blocks.lookup,
+    reference=block_tables.lookup,
     cases=_lookup_cases,
     exact_dtype=False,
     mistakes=[
@@ -206,8 +206,8 @@ APPEND = Exercise(
             lambda *args: _append(*args, flat=True),
         ),
     ],
-    hint="Make the positions first, [batch, n]. `blocks.lookup` tells where they lie. Then look at the order "
-         "of the dimensions: heads come before tokens in `new`, after them in the pool.",
+    hint="Make the positions first, [batch, n]. `block_tables.lookup` tells where they lie. Then look at the "
+         "order of the dimensions: heads come before tokens in `new`, after them in the pool.",
 )
 
 
@@ -278,7 +278,8 @@ def _copy_cases():
         Case([2, 0], 0, [2, 0, 1, 0], [3, 1], label="a block of one's own"),
         Case([4], 0, [0, 0, 0, 0, 3], [0, 1, 2, 3], label="a block that three tables share"),
         Case([1, 0, 2], 2, [1, 1, 2, 0], [3], label="the last free block"),
-        Case([1, 0], 1, [2, 1], [], label="a shared block, and none is free", raises=blocks.OutOfBlocks),
+        Case([1, 0], 1, [2, 1], [], label="a shared block, and none is free",
+             raises=block_tables.OutOfBlocks),
         Case([1, 0], 0, [2, 1], [], label="a block of one's own, and none is free"),
     ]
 
@@ -296,7 +297,7 @@ def _copy(table, index, references, free, *, always=False, take=-1, pop=True, de
     if references[old] == 1 and not always:
         return None
     if not free:
-        raise blocks.OutOfBlocks("none free")
+        raise block_tables.OutOfBlocks("none free")
     new = free.pop(take) if pop else free[take]
     references[old] -= 1 if decrease else 0
     references[new] = 1 if count else references[new]
@@ -308,7 +309,7 @@ def _copy(table, index, references, free, *, always=False, take=-1, pop=True, de
 
 
 COPY_ON_WRITE = Exercise(
-    reference=blocks.copy_on_write,
+    reference=block_tables.copy_on_write,
     cases=_copy_cases,
     call=_copy_and_look,
     mistakes=[

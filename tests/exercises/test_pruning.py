@@ -1,4 +1,4 @@
-"""Lesson 06: wrong answers are rejected for the right reason, right answers written otherwise are accepted.
+"""Lesson pruning: wrong answers are rejected for their reason, right ones written otherwise pass.
 
 test_all.py walks these dictionaries.
 """

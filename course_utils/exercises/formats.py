@@ -1,9 +1,9 @@
-"""Checks of lesson 01: precision formats."""
+"""Checks of the lesson formats: precision formats."""
 
 import torch
 
 from course_utils import formats
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
+from course_utils.checking import Case, Exercise, Mistake, Prediction
 
 # --- decode_float -------------------------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ PREDICT_BF16_LOSS = Prediction(
 
 
 def _nf4_megabytes():
-    parameters = 134_515_008  # SmolLM2-135M; see lesson 00
+    parameters = 134_515_008  # SmolLM2-135M
     return parameters * formats.NF4.bits_per_weight() / 8 / 1e6
 
 

@@ -1,4 +1,4 @@
-"""Checks of lesson 07: structured pruning."""
+"""Checks of the lesson structured: structured pruning."""
 
 import math
 
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from course_utils.exercises import Case, Exercise, Mistake, Prediction
-from course_utils.prune import blocks, structured
+from course_utils.checking import Case, Exercise, Mistake, Prediction
+from course_utils.prune import depth, structured
 
 
 def _generator():
@@ -275,7 +275,7 @@ def _cosines(before, after):
 
 
 BLOCK_INFLUENCE = Exercise(
-    reference=blocks.block_influence,
+    reference=depth.block_influence,
     cases=_influence_cases,
     rtol=1e-3,
     atol=2e-6,

@@ -1,7 +1,7 @@
 """Judge a number (or a short text) that the learner predicted before it is measured."""
 
-from course_utils.exercises.compare import as_number, describe, numbers_agree
-from course_utils.exercises.spec import FAILED, NOT_ATTEMPTED, PASSED, Prediction, Result
+from course_utils.checking.compare import as_number, describe, numbers_agree
+from course_utils.checking.spec import FAILED, NOT_ATTEMPTED, PASSED, Prediction, Result
 
 
 def judge_prediction(prediction: Prediction, value, id: str) -> Result:

@@ -1,0 +1,94 @@
+"""How lessons point to one another, to Colab and to Binder, without a number being typed.
+
+Prose says `{lesson:awq}`; the generated notebooks say "lesson" and its number, linked to the file beside.
+"""
+
+import re
+from pathlib import Path
+
+from authoring.project import LessonError, Project, key_of, number_of
+
+REFERENCE = re.compile(r"\{([Ll])esson:([^{}]*)\}")
+# The word and its number, also with a line break or a comment sign of the source between the two.
+TYPED = re.compile(r"\blessons?\b[\s#]+\d+", re.IGNORECASE)
+ADVICE = {
+    "markdown": "write {lesson:key}.",
+    "code": 'say what the lesson is about ("the lesson on GPTQ"); {lesson:key} works in prose only.',
+}
+
+
+def typed_number(text: str) -> str | None:
+    """The first place where `text` names a lesson by a number, on one line; None when it does not."""
+    found = TYPED.search(text)
+    return " ".join(found[0].replace("#", " ").split()) if found else None
+
+
+def resolve(project: Project, source: Path, cell: str, text: str) -> str:
+    """`text` of a lesson's markdown cell with each `{lesson:key}` as a link to that lesson's notebook.
+
+    Raises:
+        LessonError: there is no such lesson.
+    """
+
+    def link(found: re.Match[str]) -> str:
+        try:
+            target = project.lesson(found[2])
+        except ValueError as error:
+            raise LessonError(source, cell, str(error)) from error
+        return f"[{found[1]}esson {number_of(target)}]({target.stem}.ipynb)"
+
+    return REFERENCE.sub(link, text)
+
+
+def place(project: Project, source: Path) -> str:
+    """Where a lesson stands: its part, and links to the lessons before and after; "" without parts."""
+    part = next((part for part in project.parts if key_of(source) in part.lessons), None)
+    if part is None:
+        return ""
+    position = part.lessons.index(key_of(source)) + 1
+    of = len(project.parts), part.title, position, len(part.lessons)
+    text = ["Part {} of {}, {}: lesson {} of {}.".format(part.number, *of)]
+    stems = [path.stem for path in project.lessons()]
+    here = stems.index(source.stem)
+    for word, n in (("Before", here - 1), ("After", here + 1)):
+        if 0 <= n < len(stems):
+            text.append(f"{word} it: [{_title(project, stems[n])}]({stems[n]}.ipynb).")
+    return " ".join(text)
+
+
+def _title(project: Project, stem: str) -> str:
+    """A lesson's title, read from the first heading of its source."""
+    for line in (project.root / "lessons" / f"{stem}.py").read_text().splitlines():
+        if line.startswith("# # "):
+            return line.removeprefix("# # ").strip()
+    return stem
+
+
+def renumber(project: Project, text: str) -> str:
+    """`text` of a page with its links to lessons' notebooks and sources as the lessons are numbered now."""
+    by_key = {key_of(path): path.stem for path in project.lessons()}
+
+    def stem(found: re.Match[str]) -> str:
+        return f"{found[1]}/{by_key.get(found[3], f'{found[2]}_{found[3]}')}.{found[4]}"
+
+    return re.sub(r"\b(notebooks|solutions|lessons)/(\d\d)_([a-z][a-z0-9_]*)\.(ipynb|py)\b", stem, text)
+
+
+def setup_line(repository: str, ref: str) -> str:
+    """Source of the set-up cell, one line, for the repository's address and a branch or tag."""
+    return (
+        'import importlib.util; importlib.util.find_spec("course_utils") or get_ipython().system('
+        f'"pip install -q --no-deps git+{repository}@{ref}"); '
+        "from course_utils import lesson_setup; lesson_setup.prepare()"
+    )
+
+
+def badges(repository: str, ref: str, path: str) -> str:
+    """Markdown of the Colab and Binder badges of the notebook at `path` in the repository."""
+    name = repository.removeprefix("https://github.com/").removesuffix(".git").strip("/")
+    colab = f"https://colab.research.google.com/github/{name}/blob/{ref}/{path}"
+    binder = f"https://mybinder.org/v2/gh/{name}/{ref}?urlpath=lab/tree/{path}"
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
+        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"
+    )

@@ -1,0 +1,95 @@
+"""How an answer is judged.
+
+A lesson ends each exercise with ``check("one_token.parameter_count", parameter_count)``. What is asked stands
+in ``course_utils.exercises``: one module a lesson, named by the lesson's key, with a list ``EXERCISES``.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import os
+
+from course_utils.checking.judge import judge as _judge
+from course_utils.checking.spec import (
+    FAILED,
+    NOT_ATTEMPTED,
+    PASSED,
+    Case,
+    Exercise,
+    Mistake,
+    Prediction,
+    Result,
+)
+
+__all__ = [
+    "FAILED", "MODULES", "NOT_ATTEMPTED", "PASSED", "Case", "Exercise", "Mistake", "Prediction", "Result",
+    "check", "find", "judge", "load",
+]  # fmt: skip
+
+# Lesson's key -> module with EXERCISES, for lessons whose exercises stand elsewhere than in `PACKAGE`.
+MODULES: dict[str, str] = {}
+PACKAGE = "course_utils.exercises"
+
+
+def check(id: str, answer) -> None:
+    """Check a learner's answer and say what came of it. Shows text, returns nothing.
+
+    Args:
+        id: the lesson's key and a name, such as "one_token.parameter_count".
+        answer: the learner's function or class, or the predicted number.
+
+    Raises:
+        ValueError: no exercise has this id.
+        AssertionError: the answer did not pass, and nbgrader is running (the variable NBGRADER_EXECUTION).
+    """
+    result = judge(id, answer)
+    _show(id, result)
+    if os.environ.get("NBGRADER_EXECUTION") and result.status != PASSED:
+        raise AssertionError(result.message)
+
+
+def judge(id: str, answer) -> Result:
+    """`check` without showing anything: returns the `Result`. Raises ValueError for an unknown id."""
+    return _judge(find(id), answer, id)
+
+
+def find(id: str) -> Exercise | Prediction:
+    """The exercise with this id ("one_token.parameter_count"). Raises ValueError when there is none."""
+    lesson, _, name = str(id).partition(".")
+    exercises = load(lesson)
+    if name not in exercises:
+        near = difflib.get_close_matches(name, exercises, n=3, cutoff=0.4) or sorted(exercises)
+        raise ValueError(
+            f"no exercise {id!r}. Near it: {', '.join(f'{lesson}.{other}' for other in near) or 'none'}."
+        )
+    return exercises[name]
+
+
+def load(lesson: str) -> dict[str, Exercise | Prediction]:
+    """All exercises of a lesson ("gptq") by name. Raises ValueError when the lesson has none."""
+    module_name = MODULES.get(lesson, f"{PACKAGE}.{lesson}")
+    if lesson not in MODULES and (not lesson.isidentifier() or importlib.util.find_spec(module_name) is None):
+        raise ValueError(f"no exercises for lesson {lesson!r}: an id is like 'one_token.parameter_count'.")
+    found = {}
+    for exercise in importlib.import_module(module_name).EXERCISES:
+        if exercise.name in found:
+            raise ValueError(f"{module_name} has two exercises named {exercise.name!r}.")
+        found[exercise.name] = exercise
+    return found
+
+
+def _show(id: str, result: Result) -> None:
+    """Text for the learner; in a kernel, also the status as metadata, which `course run` counts."""
+    try:
+        from IPython import get_ipython
+
+        kernel = get_ipython()
+    except ImportError:
+        kernel = None
+    if kernel is None:
+        print(result.message)
+        return
+    from IPython.display import display
+
+    status = {"exercise": id, "status": result.status, "cases": result.cases}
+    display({"text/plain": result.message}, raw=True, metadata={"course": status})
