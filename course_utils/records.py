@@ -14,20 +14,22 @@ from course_utils import measure
 FOLDER = Path(__file__).resolve().parent.parent / "recorded"
 
 
-def load(name):
+def load(name, folder=None):
     """What `save` wrote under that name: a dict with "provenance" and "results"; None if it never ran."""
-    path = FOLDER / f"{name}.json"
+    path = Path(folder or FOLDER) / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def save(name, results, **more):
+def save(name, results, folder=None, **more):
     """Write results (anything JSON can hold) with this machine's card; returns the file's path.
 
-    `more` is added to the provenance, for example versions=... or driver=...
+    `folder` is recorded/ when left out. `more` is added to the provenance, for example versions=... or
+    driver=...
     """
-    FOLDER.mkdir(exist_ok=True)
+    folder = Path(folder or FOLDER)
+    folder.mkdir(exist_ok=True)
     record = {"provenance": asdict(measure.machine_card()) | more, "results": results}
-    path = FOLDER / f"{name}.json"
+    path = folder / f"{name}.json"
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     aside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     os.replace(aside, path)
