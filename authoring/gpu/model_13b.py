@@ -47,7 +47,7 @@ def add_rows(results, shape, name, device, bandwidth, matmul, prompt, new):
     started = time.perf_counter()
     model = build(shape, name, device)
     measure.synchronize()
-    built = {"seconds to build": time.perf_counter() - started, "GB at its peak": peak_gb()}
+    built = {"seconds to build": time.perf_counter() - started, "peak while building (GB)": peak_gb()}
     weights = measure.weight_bytes(model).total
     embedding = model.get_input_embeddings().weight.nbytes  # a lookup reads a few rows of it, not all
     for batch in BATCHES:
@@ -66,7 +66,7 @@ def add_rows(results, shape, name, device, bandwidth, matmul, prompt, new):
                 "decode step (ms)": 1e3 * decode.median} | limits
         row["decode (tokens/s)"] = batch / decode.median
         if batch == BATCHES[0]:
-            row["build"] = built
+            row |= built
         results.add(**row)
         if device != "cpu":  # whatever comes of it, the row above is kept
             try:
