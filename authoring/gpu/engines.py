@@ -7,6 +7,7 @@ import torch
 from authoring.gpu.results import attempt
 from course_utils import data, engines, measure, models
 from course_utils.engines import environment
+from course_utils.engines.table import installed
 
 TITLE = "Engines on this machine"
 TORCH = {"torch FP32": torch.float32, "torch BF16": torch.bfloat16, "torch FP16": torch.float16}
@@ -33,7 +34,11 @@ def measure_into(settings, results):
     _, tokenizer = models.load_lm()
     text = data.wikipedia_tokens(tokenizer, "heldout", 1024).tolist()
     names = [name for name, variant in engines.VARIANTS.items() if variant.engine != "torch"]
+    here = installed(names)  # the others are told at once: each call runs the reference, too
     for name in names:
+        if name not in here:
+            results.add(engine=name, note=missing(engines.find(engines.VARIANTS[name].engine)))
+    for name in here:
         for batch in (1, 16):
 
             def with_engine(name=name, batch=batch):
@@ -41,8 +46,14 @@ def measure_into(settings, results):
                 (row,) = engines.measure_all([name], *request, timeout=60, batch=batch)
                 results.add(**{key: value for key, value in row.items() if value not in (None, "")})
 
-            if not results.has(engine=name) or "note" not in results.rows[-1]:
-                attempt(results, {"engine": name, "batch": batch}, with_engine)
+            attempt(results, {"engine": name, "batch": batch}, with_engine)
+
+
+def missing(engine):
+    """Why an engine has no figures here."""
+    if engine.gpu and not environment.has_gpu():
+        return "there is no NVIDIA GPU"
+    return f"not installed: {engine.how_to_install}"
 
 
 def onnxruntime(results):
