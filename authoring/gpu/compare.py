@@ -23,15 +23,18 @@ def measure_into(settings: Settings, results) -> None:
 
     end = time.monotonic() + settings.seconds
     files = Project(Path(settings.root)).notebooks("solutions", settings.lessons)
-    own_sizes = [file for file in files if has_gpu_sizes(nbformat.read(file, as_version=4))]
+    own_sizes = [file for file in files
+                 if has_gpu_sizes(nbformat.read(file, as_version=4)) and not settings.small]
     results.note(run_again_with_cpu_sizes=[file.stem for file in own_sizes])
     for file in files:
         if file not in own_sizes:
             _compare(settings, file, "lessons", results, differences)
-    for file in own_sizes:
+    for first in range(0, len(own_sizes), settings.jobs):
+        some = own_sizes[first : first + settings.jobs]
         left = Settings(**vars(settings) | {"seconds": end - time.monotonic()})
-        lessons.run_all(left, [file], "lessons-cpu-sizes", "cpu", _Rows())
-        _compare(settings, file, "lessons-cpu-sizes", results, differences)
+        lessons.run_all(left, some, "lessons-cpu-sizes", "cpu", _Rows())
+        for file in some:
+            _compare(settings, file, "lessons-cpu-sizes", results, differences)
 
 
 class _Rows(list):

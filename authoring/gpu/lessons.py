@@ -15,7 +15,7 @@ from authoring.gpu.results import nvidia_smi
 from authoring.project import Project
 from authoring.sync import replace_file
 
-TITLE = "Every lesson's solution with PROFILE=gpu"
+TITLE = "Every lesson's solution"
 MOST = 150  # seconds a lesson may take
 
 
@@ -24,7 +24,8 @@ def measure_into(settings: Settings, results) -> None:
     results.note(jobs=settings.jobs, keep_going=settings.keep_going,
                  remark="timings side by side with other lessons" if settings.jobs > 1 else "one at a time")
     project = Project(Path(settings.root))
-    run_all(settings, project.notebooks("solutions", settings.lessons), "lessons", "gpu", results)
+    profile = "cpu" if settings.small else "gpu"  # a rehearsal takes the small sizes
+    run_all(settings, project.notebooks("solutions", settings.lessons), "lessons", profile, results)
 
 
 def run_all(settings: Settings, files: list[Path], folder: str, profile: str, results) -> None:
