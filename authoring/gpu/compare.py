@@ -23,6 +23,7 @@ def measure_into(settings: Settings, results) -> None:
 
     end = time.monotonic() + settings.seconds
     files = Project(Path(settings.root)).notebooks("solutions", settings.lessons)
+    results.forget(lesson=[file.stem for file in files])
     own_sizes = [file for file in files
                  if has_gpu_sizes(nbformat.read(file, as_version=4)) and not settings.small]
     results.note(run_again_with_cpu_sizes=[file.stem for file in own_sizes])

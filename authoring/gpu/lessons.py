@@ -25,7 +25,9 @@ def measure_into(settings: Settings, results) -> None:
                  remark="timings side by side with other lessons" if settings.jobs > 1 else "one at a time")
     project = Project(Path(settings.root))
     profile = "cpu" if settings.small else "gpu"  # a rehearsal takes the small sizes
-    run_all(settings, project.notebooks("solutions", settings.lessons), "lessons", profile, results)
+    files = project.notebooks("solutions", settings.lessons)
+    results.forget(lesson=[file.stem for file in files])
+    run_all(settings, files, "lessons", profile, results)
 
 
 def run_all(settings: Settings, files: list[Path], folder: str, profile: str, results) -> None:
@@ -39,6 +41,7 @@ def run_all(settings: Settings, files: list[Path], folder: str, profile: str, re
         row = _bounded(settings, file, target / file.name, profile, end - time.monotonic())
         with lock:
             results.add(**row)
+            results.rows.sort(key=lambda row: row["lesson"])
 
     with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
         list(pool.map(one, files))

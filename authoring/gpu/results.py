@@ -33,6 +33,11 @@ class Results:
         self.write()
         print(" | ".join(f"{key} {_short(value)}" for key, value in row.items()), flush=True)
 
+    def forget(self, **values) -> None:
+        """Drop the rows whose entries are among the values: lesson=["00_one_token"]."""
+        self.rows = [row for row in self.rows
+                     if not all(row.get(key) in among for key, among in values.items())]
+
     def note(self, **more) -> None:
         """Keep something beside the rows."""
         self.more |= more

@@ -14,6 +14,7 @@ import psutil
 from authoring.gpu import report
 from authoring.gpu.plan import STEPS, Settings, chosen
 
+BY_LESSON = ("lessons", "compare")  # steps whose rows are lessons
 LEAST = 10  # seconds: with less time left a step is not begun
 
 
@@ -64,7 +65,8 @@ def run_step(name: str, settings: Settings, limit: float) -> dict:
     logs = settings.folder / "logs"
     logs.mkdir(exist_ok=True)
     log = logs / f"{name}.log"
-    (settings.records / f"{STEPS[name].record}.json").unlink(missing_ok=True)
+    if not (settings.lessons and name in BY_LESSON):  # some lessons again: the others' rows stay
+        (settings.records / f"{STEPS[name].record}.json").unlink(missing_ok=True)
     told = Settings(**vars(settings) | {"seconds": limit})
     command = [sys.executable, "-m", "authoring.gpu", name, told.to_json()]
     started = time.monotonic()

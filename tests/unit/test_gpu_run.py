@@ -39,6 +39,13 @@ def test_each_row_is_on_the_disk_at_once_and_a_new_start_goes_on(settings, kept)
     assert again.more["title"] == "a trial"
 
 
+def test_rows_can_be_measured_anew(kept):
+    for lesson in ("a", "b", "c"):
+        kept.add(lesson=lesson)
+    kept.forget(lesson=["a", "c"])
+    assert kept.rows == [{"lesson": "b"}]
+
+
 def test_an_error_is_a_row_with_its_first_line(kept):
     def fails():
         raise RuntimeError("CUDA out of memory. Tried to allocate 50 GiB\nmore")
