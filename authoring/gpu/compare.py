@@ -38,11 +38,14 @@ def measure_into(settings: Settings, results) -> None:
             _compare(settings, file, "lessons-cpu-sizes", results, differences)
 
 
-class _Rows(list):
+class _Rows:
     """Rows that nobody keeps: the notebooks are what counts."""
 
+    def __init__(self):
+        self.rows = []
+
     def add(self, **row):
-        self.append(row)
+        self.rows.append(row)
 
 
 def _compare(settings, file, folder, results, differences) -> None:
