@@ -154,6 +154,42 @@ def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")
     raise typer.Exit(work(names or ()))
 
 
+Texts = list[str] | None
+
+
+@app.command(name="gpu-run")
+def gpu_run(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="folder for results, logs and the report")] = Path("runs/gpu"),
+    device: Annotated[str, typer.Option(help="cuda; cpu rehearses")] = "cuda",
+    small: Annotated[bool, typer.Option("--small", help="tiny shapes, to rehearse")] = False,
+    minutes: Annotated[float, typer.Option(help="for all steps together")] = 10,
+    only: Annotated[Texts, typer.Option(metavar="STEP", help="only this step; may be repeated")] = None,
+    skip: Annotated[Texts, typer.Option(metavar="STEP", help="not this step")] = None,
+    limit: Annotated[Texts, typer.Option(metavar="STEP=SECONDS", help="a step's own limit")] = None,
+    lesson: Annotated[Texts, typer.Option(metavar="NN", help="only this lesson")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="lessons at a time; above 1 their timings disturb")] = 1,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="go on after a failing cell")] = False,
+    record: Annotated[bool, typer.Option("--record", help="copy the results into recorded/ too")] = False,
+):
+    """On a GPU machine: machine, lessons, comparison, 13B model, 2:4, KV caches, engines; each bounded."""
+    from authoring.gpu.plan import Settings
+    from authoring.gpu.run import gpu_run as work
+
+    limits = {}
+    for text in limit or ():
+        name, _, seconds = text.partition("=")
+        if not seconds.isdigit():
+            raise ValueError(f"--limit is written STEP=SECONDS, such as lessons=200, not {text!r}.")
+        limits[name] = int(seconds)
+    settings = Settings(str(out.resolve()), str(context.obj.root), device, small, jobs, keep_going,
+                        tuple(lesson or ()))
+    lines = work(settings, minutes=minutes, only=only or (), skip=skip or (), limits=limits, record=record,
+                 say=typer.echo)
+    typer.echo(f"report: {settings.folder / 'report.md'}")
+    raise typer.Exit(int(any(line["state"] != "done" for line in lines)))
+
+
 # Subcommands with modules of their own are added here: app.add_typer(..., name="...").
 app.add_typer(engines_app, name="engines")
 
