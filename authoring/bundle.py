@@ -259,8 +259,13 @@ def _mode(content: Path | bytes) -> int:
 
 # --------------------------------------------------------------------------- the command
 
-def bundle(project: Project, request: Request, out: Path, part_size: int) -> dict:
+def bundle(project: Project, request: Request, out: Path, part_size: int,
+           cached: list[Path] | None = None) -> dict:
     """Write parts, manifest and unbundle.py into the folder `out`, which is replaced if it holds a bundle.
+
+    Args:
+        part_size: bytes, the most that a part may have.
+        cached: folders of the cache that are packed; None for those that lessons need.
 
     Returns:
         the manifest.
@@ -281,18 +286,18 @@ def bundle(project: Project, request: Request, out: Path, part_size: int) -> dic
             folder.mkdir()
         found = wheels.download(chosen.packed, request.target, store, scratch)
         found.append(course_wheel(project, store))
-        manifest = _write(project, request, chosen, found, new, part_size)
+        cached = cache_folders(request.classifiers) if cached is None else cached
+        manifest = _write(project, request, chosen, found, cached, new, part_size)
         if out.exists():
             os.replace(out, workplace / "old")
         os.replace(new, out)
     return manifest
 
 
-def _write(project, request, chosen, found, folder, part_size) -> dict:
+def _write(project, request, chosen, found, cached, folder, part_size) -> dict:
     from course_utils.measure.machine import commit_of
 
     commit = commit_of(project.root)
-    cached = cache_folders(request.classifiers)
     entries = _entries(project, found, cached, commit)
     parts = write_parts(entries, folder, part_size)
     left = wheels.needed_of({*request.has} - {*chosen.packed}, found, request.target)

@@ -4,8 +4,11 @@
     python3 unbundle.py --target          packages into a folder of their own, on top of what this Python has
     python3 unbundle.py --check           only look at the parts
 
-Standard library only. This file lies beside the parts; `course unbundle` runs the same code.
+Standard library only. Python 3.8 and later can read it, so that an old one is told what it is too old for.
+This file lies beside the parts; `course unbundle` runs the same code.
 """
+
+from __future__ import annotations
 
 import argparse
 import contextlib
@@ -480,4 +483,4 @@ def main(given: list[str] | None = None, parts: Path | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(parts=Path(__file__).resolve().parent))
+    raise SystemExit(main(parts=Path(__file__).absolute().parent))

@@ -153,7 +153,7 @@ def _compile(requirements, target, preferred, never, workplace) -> dict[str, str
                "--no-python-downloads", "--find-links", "has", *target.uv_options, *_pip_settings()]
     done = subprocess.run(command, cwd=workplace, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if "No module named uv" in done.stderr:
-        raise CourseError("packing needs uv: pip install -e '.[author]'")
+        raise CourseError("packing needs uv, which resolves for another machine: pip install uv")
     if done.returncode:
         causes = re.sub(r"\s*\n\s*(cause|hint): ", " ", done.stderr.partition("\nhint:")[0])
         raise CourseError("these packages cannot be had together for the target: "
