@@ -190,6 +190,37 @@ def gpu_run(
     raise typer.Exit(int(any(line["state"] != "done" for line in lines)))
 
 
+@app.command()
+def bundle(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="folder for the parts")],
+    python: Annotated[str | None, typer.Option(help="the target's Python, as 3.12; else this one")] = None,
+    platform: Annotated[str | None, typer.Option(help="as manylinux_2_28_x86_64")] = None,
+    parts: Annotated[str, typer.Option(help="size of a part")] = "60MB",
+    has: Annotated[list[str] | None, typer.Option(help="packages the target has, a,b,c: not packed")] = None,
+    has_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="its `pip freeze`: packed if too old")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="packages to do without, a,b,c")] = None,
+    extras: Annotated[list[str] | None, typer.Option(help="extras of pyproject.toml, a,b,c")] = None,
+    classifiers: Annotated[bool, typer.Option("--classifiers", help="pack the trained ones too")] = False,
+):
+    """Pack packages, models, texts and the course for a machine without a network."""
+    from authoring import bundle as work
+
+    request = work.request(python, platform, has or (), has_file, extras or (), without or (), classifiers)
+    manifest = work.bundle(context.obj, request, out, work.parse_size(parts))
+    typer.echo(work.summary(manifest, out))
+
+
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+def unbundle(arguments: Annotated[list[str] | None, typer.Argument(metavar="FOLDER [OPTION]...")] = None):
+    """Set up from what `course bundle` packed, without a network; `course unbundle --help` lists options."""
+    from authoring.unbundle import main as work
+
+    raise typer.Exit(work(arguments or []))
+
+
 # Subcommands with modules of their own are added here: app.add_typer(..., name="...").
 app.add_typer(engines_app, name="engines")
 
