@@ -633,8 +633,8 @@ left_axis.minorticks_off()
 block_size = sum(p.numel() for p in model.model.layers[0].parameters())
 whole = model.num_parameters()
 bound = [whole / (whole - n * block_size) for n in removed]
-depth = len(model.model.layers)
-fewer = [depth / (depth - n) for n in removed]
+n_blocks = len(model.model.layers)
+fewer = [n_blocks / (n_blocks - n) for n in removed]
 right_axis.plot(removed, bound, "--", color="#777777", label="parameters, before / after")
 right_axis.plot(removed, fewer, ":", color="#777777", label="blocks, before / after")
 right_axis.plot(timed, decode, "o-", color=plots.PALETTE["blue"], label="decode")
