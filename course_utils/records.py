@@ -27,7 +27,7 @@ def save(name, results, folder=None, **more):
     driver=...
     """
     folder = Path(folder or FOLDER)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     record = {"provenance": asdict(measure.machine_card()) | more, "results": results}
     path = folder / f"{name}.json"
     aside = path.with_suffix(f".{os.getpid()}.tmp")
