@@ -569,6 +569,24 @@ records.gpu_table("gpu_13b", [
 # %% name="record-gpu-machine"
 records.gpu_table("gpu_machine", ["what", "value", "unit"])
 
+# %% name="record-gpu-reading"
+recorded = records.load("gpu_13b")
+if recorded:
+    steps = {row["format"]: row for row in recorded["results"]["rows"]
+             if row.get("batch") == 1 and "decode step as a CUDA graph (ms)" in row}  # fmt: skip
+    for name, row in steps.items():
+        python, graph = row["decode step (ms)"], row["decode step as a CUDA graph (ms)"]
+        limit = row["decode limit by bandwidth (ms)"]
+        print(f"{name:19} as a graph {graph / limit:.1f} times its limit, step by step from Python "
+              f"{python / limit:.0f} times")
+    spread = steps["BF16"]["decode step (ms)"] / steps["FP16"]["decode step (ms)"]
+    print(f"BF16 and FP16 read the same bytes. From Python one took {spread:.1f} times as long as the other: "
+          "there the CPU's time is measured, not the GPU's.")
+    faster = (steps["BF16"]["decode step as a CUDA graph (ms)"]
+              / steps["NF4 (bitsandbytes)"]["decode step as a CUDA graph (ms)"])  # fmt: skip
+    fewer = steps["BF16"]["weights (GB)"] / steps["NF4 (bitsandbytes)"]["weights (GB)"]
+    print(f"NF4 has {fewer:.1f} times fewer bytes than BF16 and is {faster:.2f} times as fast.")
+
 # %% [markdown] name="perplexity-text"
 # ## How good is it?
 #

@@ -48,12 +48,36 @@ def add_rows(results, keys, shape, dtype, settings):
         except (RuntimeError, NotImplementedError, ValueError) as error:
             results.add(**keys, tokens=tokens, error=first_line(error))
             continue
-        results.add(**keys, tokens=tokens, **{
-            "sparse (us)": 1e6 * times[0], "dense (us)": 1e6 * times[1],
-            "dense / sparse": times[1] / times[0], "bytes / dense bytes": held / weight.nbytes,
-            "error of sparse": errors[0], "error of dense": errors[1]})
+        row = {"sparse (us)": 1e6 * times[0], "dense (us)": 1e6 * times[1],
+               "dense / sparse": times[1] / times[0], "bytes / dense bytes": held / weight.nbytes,
+               "error of sparse": errors[0], "error of dense": errors[1]}
+        results.add(**keys, tokens=tokens, **row | graph_times(x, packed, weight))
         del exact, sparse, dense
     free()
+
+
+def graph_times(x, packed, weight):
+    """Times of both products replayed as a CUDA graph: the GPU's part, without the call from Python."""
+    try:
+        sparse, dense = (graph_seconds(lambda w=w: F.linear(x, w)) for w in (packed, weight))
+    except Exception as error:  # a kernel that cannot be captured: what was timed from Python is kept
+        return {"no CUDA graph because": first_line(error)}
+    return {"sparse as a CUDA graph (us)": 1e6 * sparse, "dense as a CUDA graph (us)": 1e6 * dense,
+            "dense / sparse as CUDA graphs": dense / sparse}
+
+
+def graph_seconds(fn, calls=20, repeats=5):
+    """Seconds of one call, of `calls` that are recorded as one CUDA graph and replayed."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        fn()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            fn()
+    return measure.latency(graph.replay, warmup=1, repeats=repeats).median / calls
 
 
 def batch_seconds(fn, calls=20, repeats=5):
