@@ -127,12 +127,17 @@ def choose(requirements: list[str], target: Target, lock: dict[str, str], has: d
     versions = {name: version for name, version in has.items() if version}
     never = {canonicalize_name(name) for name in without} | (has.keys() - versions.keys())
     _placeholders(versions, workplace / "has")
-    preferred = lock | versions
-    found = _compile(requirements, target, preferred, never, workplace)
-    kept = {name: version for name, version in found.items() if _same(version, versions.get(name))}
+    kept = _kept(_compile(requirements, target, lock | versions, never, workplace), versions)
+    # Again: what turned out too old on the target gets the version that the lock names.
+    found = _compile(requirements, target, lock | kept, never, workplace)
+    kept = _kept(found, versions)
     if kept:
         found = _compile(requirements, target, found, never | kept.keys(), workplace)
     return Choice(found, kept)
+
+
+def _kept(found: dict[str, str], versions: dict[str, str]) -> dict[str, str]:
+    return {name: versions[name] for name, version in found.items() if _same(version, versions.get(name))}
 
 
 def _same(one: str, other: str | None) -> bool:
