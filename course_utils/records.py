@@ -36,18 +36,18 @@ def save(name, results, folder=None, **more):
     return path
 
 
-def gpu_table(name, columns):
+def gpu_table(name, columns, **only):
     """What `course gpu-run` recorded, to stand beside a learner's own figures: these columns of its rows.
 
     Prints where the record comes from, and returns a table; without a record, a sentence that says so.
     Numbers have three digits. A row without a figure, because a format did not fit or a kernel is missing,
-    says why in the column "error".
+    says why in the column "error". With `only` (dtype="float16") just the rows that have these entries.
     """
     record = load(name)
     if record is None:
         return f"No recorded run yet: `course gpu-run --record` makes {name}.json on a machine with a GPU."
     print(provenance_line(record))
-    rows = record["results"]["rows"]
+    rows = [row for row in record["results"]["rows"] if only.items() <= row.items()]
     shown = [*columns, *({"error"} & {key for row in rows for key in row})]
     return measure.table([{column: _short(row.get(column)) for column in shown} for row in rows])
 

@@ -235,7 +235,7 @@ records.gpu_table("gpu_engines", [
 
 # %% name="record-gpu-lessons"
 records.gpu_table("gpu_lessons", [
-    "lesson", "profile", "minutes", "memory (GB)", "GPU memory in use (GB)", "exercises passed", "exercises"])
+    "lesson", "profile", "minutes", "memory (GB)", "exercises passed", "exercises"])
 
 # %% name="plot-engines" timing=true
 shown = [row for row in rows if row["top-1 match"] is not None]  # with figures, and the reference too
