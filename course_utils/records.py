@@ -7,6 +7,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from course_utils import measure
 
@@ -14,16 +15,29 @@ from course_utils import measure
 FOLDER = Path(__file__).resolve().parent.parent / "recorded"
 
 
-def load(name):
-    """What `save` wrote under that name: a dict with "provenance" and "results"; None if it never ran."""
+def load(name: str) -> dict[str, Any] | None:
+    """What `save` wrote under a name.
+
+    Args:
+        name: of the record, the name of its file without ".json".
+
+    Returns:
+        A dict with "provenance" and "results"; None if it was never recorded.
+    """
     path = FOLDER / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def save(name, results, **more):
-    """Write results (anything JSON can hold) with this machine's card; returns the file's path.
+def save(name: str, results: Any, **more: Any) -> Path:
+    """Write results with this machine's card.
 
-    `more` is added to the provenance, for example versions=... or driver=...
+    Args:
+        name: of the record, the name of its file without ".json".
+        results: anything JSON can hold.
+        **more: added to the provenance, for example versions=... or driver=...
+
+    Returns:
+        Path of the file in recorded/.
     """
     FOLDER.mkdir(exist_ok=True)
     record = {"provenance": asdict(measure.machine_card()) | more, "results": results}
@@ -34,8 +48,15 @@ def save(name, results, **more):
     return path
 
 
-def provenance_line(record):
-    """One line that says where a record comes from, for printing beside its numbers."""
+def provenance_line(record: dict[str, Any]) -> str:
+    """Where a record comes from, for printing beside its numbers.
+
+    Args:
+        record: what `load` returned.
+
+    Returns:
+        One line: date, machine, versions, commit.
+    """
     where = record["provenance"]
     gpu = f", {where['gpu']}" if where.get("gpu") else ""
     versions = f"torch {where['torch']}, transformers {where['transformers']}"
