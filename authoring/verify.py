@@ -7,16 +7,23 @@ within ``atol + tolerance * |reference|`` of the kept one and everything around 
 whitespace aside. All other cells are compared by nbval as they are, byte by byte.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
+from pathlib import Path
+from typing import Any
 
 import pytest
+from nbformat import NotebookNode
 from nbformat.notebooknode import from_dict
 from nbval.plugin import IPyNbCell
 
+from authoring.project import Project
 from authoring.sync import passing
 
 # A number not glued to a word before it: 26.5, -1e-3, 134,515,008, 3.2x; not the 8 of INT8.
@@ -24,40 +31,62 @@ NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[
 
 
 def within(reference: str, text: str, tolerance: float, atol: float = 0.0) -> bool:
-    """True when two texts are the same but for numbers that are close and runs of whitespace."""
+    """Whether two texts are the same but for numbers that are close and runs of whitespace.
+
+    Args:
+        reference: the kept text.
+        text: the new one.
+        tolerance: relative to the kept number.
+        atol: absolute tolerance.
+
+    Returns:
+        True when they are.
+    """
     if _words(reference) != _words(text):
         return False
     pairs = zip(_numbers(reference), _numbers(text), strict=True)
     return all(abs(new - old) <= atol + tolerance * abs(old) for old, new in pairs)
 
 
-def _words(text):
+def _words(text: str) -> str:
     return " ".join(NUMBER.sub(" # ", text).split())
 
 
-def _numbers(text):
+def _numbers(text: str) -> list[float]:
     return [float(found.replace(",", "").replace("−", "-")) for found in NUMBER.findall(text)]
 
 
 @pytest.hookimpl
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the cells of notebooks be compared with their tolerance.
+
+    Args:
+        items: all that pytest will run.
+    """
     for item in items:
         if isinstance(item, IPyNbCell):
             item.compare_outputs = _tolerant(item)
 
 
 @pytest.hookimpl
-def pytest_runtest_setup(item):
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a cell that was never executed: it has nothing to be compared with.
+
+    Args:
+        item: what pytest runs next.
+    """
     if isinstance(item, IPyNbCell) and item.options["check"] and item.cell.execution_count is None:
         pytest.fail(f"cell {item.cell.get('id')!r} was never executed, so nothing is compared", pytrace=False)
 
 
-def _tolerant(item):
-    """nbval's comparison, after numbers within the cell's tolerance were replaced by the kept ones."""
+def _tolerant(item: IPyNbCell) -> Callable[..., bool]:
+    """The comparison of nbval, after numbers within the cell's tolerance were replaced by the kept ones."""
     compare = item.compare_outputs
     course = item.cell.metadata.get("course", {})
 
-    def compare_outputs(test, reference, skip_compare=None):
+    def compare_outputs(
+        test: list[dict[str, Any]], reference: list[dict[str, Any]], skip_compare: Sequence[str] | None = None
+    ) -> bool:
         test = [from_dict(o) for o in test if not passing(o)]
         reference = [o for o in reference if not passing(o)]
         if "tolerance" in course or "atol" in course:
@@ -69,7 +98,7 @@ def _tolerant(item):
     return compare_outputs
 
 
-def _soften(old, new, tolerance, atol):
+def _soften(old: NotebookNode, new: NotebookNode, tolerance: float, atol: float) -> None:
     """Where `new` agrees with `old` within the tolerance, make it equal."""
     for place_old, place_new in ((old, new), (old.get("data", {}), new.get("data", {}))):
         for key in place_old.keys() & place_new.keys():
@@ -79,10 +108,19 @@ def _soften(old, new, tolerance, atol):
                     place_new[key] = place_old[key]
 
 
-def verify(project, numbers=(), parameters=None) -> int:
-    """Execute solutions and compare their outputs with the kept ones; pytest's exit code.
+def verify(project: Project, numbers: Sequence[str] = (), parameters: dict[str, Any] | None = None) -> int:
+    """Execute solutions and compare their outputs with the kept ones.
 
-    `parameters` (such as {"DEVICE": "cuda"}) replace those of the notebooks' parameters cell.
+    Args:
+        project: the course.
+        numbers: which lessons, as in `Project.lessons`.
+        parameters: replace those of the notebooks' parameters cell, such as {"DEVICE": "cuda"}.
+
+    Returns:
+        The exit code of pytest.
+
+    Raises:
+        ValueError: there is no notebook, or no such lesson.
     """
     files = project.notebooks("solutions", numbers)
     with contextlib.ExitStack() as stack:
@@ -94,7 +132,7 @@ def verify(project, numbers=(), parameters=None) -> int:
 
 
 @contextlib.contextmanager
-def _with_parameters(file, parameters):
+def _with_parameters(file: Path, parameters: dict[str, Any]) -> Iterator[Path]:
     """A copy beside `file`, for the block, whose parameters cell ends in these assignments."""
     import nbformat
 
