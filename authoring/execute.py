@@ -155,7 +155,7 @@ class PeakMemory:
         seen: `seen["cell"]` names the cell that runs.
 
     Attributes:
-        peak: the highest sum so far, in bytes.
+        peak: the highest so far, in bytes.
         cell: the cell during which it was reached.
     """
 
