@@ -1,0 +1,1 @@
+"""What authors and instructors use: the `course` command. The lessons import nothing of it."""

@@ -1,4 +1,7 @@
-"""The `course` command. Each subcommand imports what it needs, so that `course --help` is quick."""
+"""The `course` command. Each subcommand imports what it needs, so that `course --help` is quick.
+
+A subcommand's docstring is its help text: one line, without the sections that other functions have.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +28,8 @@ Numbers = Annotated[
 def _options(
     context: typer.Context,
     root: Annotated[Path | None, typer.Option(hidden=True, help="folder of another course")] = None,
-):
+) -> None:
+    """Note which course the subcommand works on."""
     context.obj = Project(root.resolve()) if root else Project()
 
 
@@ -36,7 +40,7 @@ def sync(
     check: Annotated[bool, typer.Option("--check", help="only say what is out of step")] = False,
     force: Annotated[bool, typer.Option("--force", help="execute whether stale or not")] = False,
     run: Annotated[bool, typer.Option("--run/--no-run", help="execute what is stale")] = True,
-):
+) -> None:
     """Generate notebooks/ and solutions/ from lessons/ and execute what is stale."""
     from authoring import sync as work
     from authoring.progress import cells
@@ -62,8 +66,20 @@ Model = Annotated[str | None, typer.Option(help="a model of the hub or a folder,
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...")]
 
 
-def parameters(profile, lm, device) -> dict:
-    """papermill parameters: those that were given."""
+def parameters(profile: str | None, lm: str | None, device: str | None) -> dict[str, str]:
+    """The papermill parameters that were given.
+
+    Args:
+        profile: "cpu" or "gpu".
+        lm: a model of the hub or a folder.
+        device: "cpu", "cuda", ...
+
+    Returns:
+        Name of the parameter -> its value, without those that are None or empty.
+
+    Raises:
+        ValueError: there is no such profile.
+    """
     if profile not in (None, "cpu", "gpu"):
         raise ValueError(f"--profile must be cpu or gpu, is {profile!r}.")
     given = {"PROFILE": profile, "LM": lm, "DEVICE": device}
@@ -79,7 +95,7 @@ def run(
     lm: Model = None,
     device: Device = None,
     offline: Annotated[bool, typer.Option("--offline", help="let no connection leave this machine")] = False,
-):
+) -> None:
     """Run lessons end to end into runs/ and print minutes, memory and exercises passed."""
     from authoring.run import main as work
 
@@ -95,7 +111,7 @@ def verify(
     profile: Profile = None,
     lm: Model = None,
     device: Device = None,
-):
+) -> None:
     """Execute solutions/ again and compare with their kept outputs, each cell within its tolerance."""
     from authoring.verify import verify as work
 
@@ -109,7 +125,7 @@ def grade(
     csv: Annotated[Path | None, typer.Option(help="write points here")] = None,
     feedback: Annotated[Path | None, typer.Option(help="write an HTML page for each submission here")] = None,
     timeout: Annotated[int, typer.Option(help="seconds a cell may take")] = 300,
-):
+) -> None:
     """Grade submitted notebooks with nbgrader's rules, without a gradebook."""
     from authoring.grade import main as work
 
@@ -117,7 +133,7 @@ def grade(
 
 
 @app.command(name="list")
-def list_lessons(context: typer.Context):
+def list_lessons(context: typer.Context) -> None:
     """List the lessons: minutes, memory, what you measure."""
     from rich.console import Console
     from rich.table import Table
@@ -137,7 +153,7 @@ def list_lessons(context: typer.Context):
 
 
 @app.command()
-def fetch():
+def fetch() -> None:
     """Download and convert the embedded model and the texts, train the shared classifiers; once."""
     from course_utils import data, finetune, models
 
@@ -147,7 +163,7 @@ def fetch():
 
 
 @app.command()
-def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None):
+def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None) -> None:
     """Run side-by-side measurements and keep them in recorded/."""
     from authoring.bench import main as work
 
@@ -225,8 +241,12 @@ def unbundle(arguments: Annotated[list[str] | None, typer.Argument(metavar="FOLD
 app.add_typer(engines_app, name="engines")
 
 
-def main():
-    """Entry point: errors that a user can mend are one line, not a traceback."""
+def main() -> None:
+    """Entry point: errors that a user can mend are one line, not a traceback.
+
+    Raises:
+        SystemExit: with the exit code of the subcommand; 1 for such an error.
+    """
     from course_utils.errors import CourseError
 
     try:

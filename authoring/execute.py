@@ -1,17 +1,25 @@
 """Execute one notebook with papermill in a fresh kernel, watching its time and memory."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 import papermill
 import psutil
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+    from papermill.engines import NotebookExecutionManager
 
 OFFLINE = Path(__file__).resolve().parent / "offline"
 
@@ -20,12 +28,16 @@ OFFLINE = Path(__file__).resolve().parent / "offline"
 class Execution:
     """An executed notebook.
 
-    `error` is None, or "cell 'name': ValueError: ..."; `traceback` the kernel's text of it. `peak_bytes` is
-    the resident memory of the kernel and its child processes together, at its highest; `peak_cell` the id
-    of the cell that ran then.
+    Attributes:
+        notebook: with its outputs, as far as it came.
+        seconds: how long it took, the start of the kernel included.
+        peak_bytes: resident memory of the kernel and its child processes together, at its highest.
+        peak_cell: id of the cell that ran then.
+        error: None, or "cell 'name': ValueError: ...".
+        traceback: the kernel's text of the error, or "".
     """
 
-    notebook: object
+    notebook: NotebookNode
     seconds: float
     peak_bytes: int
     peak_cell: str
@@ -34,19 +46,37 @@ class Execution:
 
 
 class CourseEngine(NBClientEngine):
-    """papermill's engine, telling `on_cell(index, total, cell)` when each cell starts.
-
-    `seen` is a dict that gets "notebook" and "cell", the id of the cell started last: papermill itself does
-    not hand over a notebook that failed. `save_to` is a path that gets the notebook as far as it is, each
-    time a cell starts.
-    """
+    """The engine of papermill, telling when each cell starts."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, *, seen, on_cell=None, save_to=None, **kwargs):
+    def execute_managed_notebook(
+        cls,
+        nb_man: NotebookExecutionManager,
+        kernel_name: str,
+        *,
+        seen: dict[str, Any],
+        on_cell: Callable[[int, int, NotebookNode], None] | None = None,
+        save_to: str | None = None,
+        **kwargs: Any,
+    ) -> NotebookNode | None:
+        """Execute a notebook; papermill calls this.
+
+        Args:
+            nb_man: papermill's manager of the notebook.
+            kernel_name: the kernel to start.
+            seen: gets "notebook" and "cell", the id of the cell started last: papermill itself does not hand
+                over a notebook that failed.
+            on_cell: called with (index, number of cells, cell) when a cell starts.
+            save_to: a path that gets the notebook as far as it is, each time a cell starts.
+            **kwargs: papermill's own options.
+
+        Returns:
+            What papermill's engine returns.
+        """
         seen["notebook"] = nb_man.nb
         start = nb_man.cell_start
 
-        def cell_start(cell, cell_index=None, **more):
+        def cell_start(cell: NotebookNode, cell_index: int | None = None, **more: Any) -> None:
             seen["cell"] = cell.id
             if save_to:
                 nbformat.write(nb_man.nb, save_to)
@@ -61,11 +91,22 @@ class CourseEngine(NBClientEngine):
 papermill_engines.register("course", CourseEngine)
 
 
-def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, offline=False, keep_going=False,
-            save_to=None) -> Execution:  # fmt: skip
-    """Execute a notebook (a node or a path) with `folder` as working directory.
+def execute(
+    notebook: NotebookNode | Path,
+    folder: Path,
+    *,
+    parameters: dict[str, Any] | None = None,
+    on_cell: Callable[[int, int, NotebookNode], None] | None = None,
+    timeout: int | None = None,
+    offline: bool = False,
+    keep_going: bool = False,
+    save_to: str | None = None,
+) -> Execution:
+    """Execute a notebook. Does not raise when a cell does: see `Execution.error`.
 
     Args:
+        notebook: the notebook itself or the path of its file.
+        folder: the working directory.
         parameters: papermill parameters, put in a cell after the one tagged "parameters".
         on_cell: called with (index, number of cells, cell) when a cell starts.
         timeout: seconds a cell may take, None for no limit.
@@ -73,7 +114,11 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
         keep_going: run the cells after a failing one too; `errors` lists all that failed.
         save_to: a path that gets the notebook as far as it is whenever a cell starts.
 
-    Does not raise when a cell does: see `Execution.error`.
+    Returns:
+        The notebook with its outputs, its time and memory, and its error if there was one.
+
+    Raises:
+        Exception: the notebook cannot be read, or no kernel starts.
     """
     seen, error, traceback = {}, None, ""
     started = time.monotonic()
@@ -112,7 +157,7 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
     return Execution(node, seconds, memory.peak, memory.cell, error, traceback)
 
 
-def errors(notebook) -> dict[str, str]:
+def errors(notebook: NotebookNode) -> dict[str, str]:
     """The error of each cell that failed and may not, by the cell's id: "ValueError: ..."."""
     return {
         cell.id: f"{output.ename}: {output.evalue}"
@@ -125,27 +170,34 @@ def errors(notebook) -> dict[str, str]:
 class PeakMemory:
     """Highest resident memory, in bytes, of the child processes that start in the block: of the kernel here.
 
-    `seen["cell"]` names the cell that runs; `cell` is the one during which the peak was reached. A forked
-    process that runs no program of its own, or none yet, is left out: what it shows is its parent's memory.
+    A forked process that runs no program of its own, or none yet, is left out: what it shows is its parent's
+    memory.
+
+    Args:
+        seen: `seen["cell"]` names the cell that runs.
+
+    Attributes:
+        peak: the highest so far, in bytes.
+        cell: the cell during which it was reached.
     """
 
     interval = 0.1  # seconds
 
-    def __init__(self, seen):
+    def __init__(self, seen: dict[str, Any]) -> None:
         self.peak, self.cell, self._seen = 0, "", seen
 
-    def __enter__(self):
+    def __enter__(self) -> PeakMemory:
         self._others = {process.pid for process in psutil.Process().children(recursive=True)}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
 
-    def _watch(self):
+    def _watch(self) -> None:
         while not self._stop.wait(self.interval):
             total = highest = 0
             for process in psutil.Process().children(recursive=True):
@@ -160,13 +212,13 @@ class PeakMemory:
                 self.peak, self.cell = max(total, highest), self._seen.get("cell", "")
 
 
-def _runs_a_program(process) -> bool:
+def _runs_a_program(process: psutil.Process) -> bool:
     """False between fork and exec, when a process still has its parent's command line, or none."""
     command, parent = process.cmdline(), process.parent()
     return bool(command) and (parent is None or command != parent.cmdline())
 
 
-def _high_water(pid) -> int:
+def _high_water(pid: int) -> int:
     """What Linux noted as the highest resident memory of a process, which catches spikes between samples."""
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
@@ -178,8 +230,8 @@ def _high_water(pid) -> int:
 
 
 @contextlib.contextmanager
-def _environment(offline):
-    """Variables that the kernel inherits."""
+def _environment(offline: bool) -> Iterator[None]:
+    """Variables that the kernel inherits, put back after the block."""
     before = dict(os.environ)
     if offline:
         paths = [str(OFFLINE), os.environ.get("PYTHONPATH", "")]

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nbformat
+from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from authoring import library, links
@@ -26,23 +29,36 @@ DEVICE = "cpu"  # "cpu", "cuda", ..."""
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a lesson's source: its name, "markdown" or "code", its text and its directives."""
+    """One cell of a lesson's source.
+
+    Attributes:
+        name: unique in the lesson.
+        type: "markdown" or "code".
+        source: its text.
+        options: its directives, such as {"tolerance": 0.02}.
+    """
 
     name: str
     type: str
     source: str
-    options: dict = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A lesson's source, read and checked."""
+    """A lesson's source, read and checked.
 
-    path: Path  # relative to the repository
+    Attributes:
+        path: of its source, relative to the repository.
+        cells: the title cell first.
+    """
+
+    path: Path
     cells: list[Cell]
 
     @property
     def stem(self) -> str:
+        """Name of its files without the ending: `04_gptq`."""
         return self.path.stem
 
     @property
@@ -57,6 +73,7 @@ class Lesson:
 
     @property
     def title(self) -> str:
+        """The heading of its title cell."""
         return self.cells[0].source.splitlines()[0].removeprefix("# ").strip()
 
     @property
@@ -67,7 +84,18 @@ class Lesson:
 
 
 def read_lesson(project: Project, path: Path) -> Lesson:
-    """Parse a lesson's source. Raises LessonError naming the cell."""
+    """Parse and check a lesson's source.
+
+    Args:
+        project: the course.
+        path: the source, a py:percent text.
+
+    Returns:
+        The lesson.
+
+    Raises:
+        LessonError: something in it is not as it must be; names the cell.
+    """
     import jupytext
 
     relative = project.relative(path)
@@ -101,7 +129,7 @@ def read_lesson(project: Project, path: Path) -> Lesson:
     return Lesson(relative, cells)
 
 
-def _check_options(path, name, cell_type, options):
+def _check_options(path: Path, name: str, cell_type: str, options: dict[str, Any]) -> None:
     unknown = set(options) - KEYS
     if unknown:
         known = ", ".join(sorted(KEYS))
@@ -124,12 +152,17 @@ def _check_options(path, name, cell_type, options):
         raise LessonError(path, name, f"points must be a whole number, is {points!r}.")
 
 
-def make_notebook(project: Project, lesson: Lesson, kind: str, costs: dict):
+def make_notebook(project: Project, lesson: Lesson, kind: str, costs: dict[str, dict]) -> NotebookNode:
     """The notebook of a lesson without outputs.
 
     Args:
+        project: the course.
+        lesson: the lesson's source.
         kind: "notebooks" (exercises are stubs) or "solutions".
         costs: measured minutes and memory by key, the content of recorded/lesson_costs.json.
+
+    Returns:
+        The notebook, the same to the byte each time.
 
     Raises:
         LessonError: a directive cannot be expanded.
@@ -162,8 +195,21 @@ def make_notebook(project: Project, lesson: Lesson, kind: str, costs: dict):
     return new_notebook(cells=cells, metadata=metadata)
 
 
-def header(project, lesson, path, cost) -> str:
-    """The title cell: the author's text, after its place, badges, minutes and memory."""
+def header(project: Project, lesson: Lesson, path: str, cost: dict[str, Any] | None) -> str:
+    """Text of the title cell: the author's, after the lesson's place, badges, minutes and memory.
+
+    Args:
+        project: the course.
+        lesson: the lesson's source.
+        path: of the notebook in the repository, for the badges.
+        cost: the lesson's measured minutes and memory; None before the first execution.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        LessonError: the text refers to a lesson that does not exist.
+    """
     heading = f"# Lesson {lesson.number}: {lesson.title}"
     rest = links.resolve(project, lesson.path, "title", lesson.cells[0].source.partition("\n")[2])
     if cost:
@@ -179,7 +225,7 @@ def header(project, lesson, path, cost) -> str:
     return "\n\n".join([*above, rest.strip("\n")]).rstrip("\n")
 
 
-def _exercise(project, lesson, cell, kind):
+def _exercise(project: Project, lesson: Lesson, cell: Cell, kind: str) -> list[NotebookNode]:
     """The cell to fill in and the locked check after it."""
     solved = kind == "solutions"
     points = cell.options.get("points", 1)
@@ -214,7 +260,8 @@ def _exercise(project, lesson, cell, kind):
     return [task, check]
 
 
-def _nbgrader(grade_id, *, solution=False, points=None):
+def _nbgrader(grade_id: str, *, solution: bool = False, points: int | None = None) -> dict[str, Any]:
+    """What nbgrader reads in the metadata of a cell: of the one to fill in, or of a locked check."""
     graded = {} if points is None else {"points": points}
     return {
         "schema_version": 3,
@@ -227,13 +274,13 @@ def _nbgrader(grade_id, *, solution=False, points=None):
     }
 
 
-def _checksum(cell):
+def _checksum(cell: NotebookNode) -> str:
     from nbgrader.utils import compute_checksum
 
     return compute_checksum(cell)
 
 
-def _comment(options):
+def _comment(options: dict[str, Any]) -> str:
     """What the reader should know about the cell's numbers."""
     if options.get("timing"):
         return "# timing, not compared"
@@ -245,35 +292,51 @@ def _comment(options):
     return f"# compared within {' or '.join(parts)}" if parts else ""
 
 
-def _metadata(options):
+def _metadata(options: dict[str, Any]) -> dict[str, Any]:
     course = {key: options[key] for key in ("tolerance", "atol", "timing") if key in options}
     tags = list(options.get("tags", [])) + ["nbval-ignore-output"] * bool(options.get("timing"))
     return ({"course": course} if course else {}) | ({"tags": tags} if tags else {})
 
 
-def _markdown(name, source, tags=None):
+def _markdown(name: str, source: str, tags: Iterable[str] | None = None) -> NotebookNode:
     return new_markdown_cell(source, id=name, metadata={"tags": list(tags)} if tags else {})
 
 
-def _code(name, source, metadata=None):
+def _code(name: str, source: str, metadata: dict[str, Any] | None = None) -> NotebookNode:
     return new_code_cell(source, id=name, metadata=metadata or {})
 
 
-def _paragraphs(text):
+def _paragraphs(text: str) -> list[str]:
     return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
-def code_hash(notebook) -> str:
+def code_hash(notebook: NotebookNode) -> str:
     """SHA-256 of the code cells: the outputs of two notebooks with the same hash are interchangeable.
 
     Comments and docstrings do not count: they change what is read, not what is computed.
+
+    Args:
+        notebook: the notebook.
+
+    Returns:
+        64 hexadecimal digits.
     """
     code = [[cell.id, library.without_comments(cell.source)]
             for cell in notebook.cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
-def to_text(notebook) -> str:
-    """The notebook's file content: validated, keys sorted, one newline at the end."""
+def to_text(notebook: NotebookNode) -> str:
+    """Content of a notebook's file.
+
+    Args:
+        notebook: the notebook.
+
+    Returns:
+        JSON with sorted keys and one newline at the end.
+
+    Raises:
+        nbformat.ValidationError: it is no valid notebook.
+    """
     nbformat.validate(notebook)
     return nbformat.writes(notebook, version=4).rstrip("\n") + "\n"

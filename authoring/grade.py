@@ -9,10 +9,12 @@ import csv
 import dataclasses
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from nbformat import NotebookNode
 from nbgrader.utils import determine_grade
 from nbgrader.utils import setenv as with_environment
 
@@ -23,28 +25,45 @@ from authoring.run import exercise_statuses
 
 @dataclasses.dataclass
 class Grade:
-    """Points of one submission. `cells` maps grade id to (points, maximum); `notes` says what was odd."""
+    """Points of one submission.
+
+    Attributes:
+        submission: path of the notebook.
+        lesson: key of its lesson, "" when that could not be found out.
+        cells: grade id -> (points, maximum).
+        notes: what was odd, one line each.
+        error: why it was not graded, or "".
+        notebook: as executed; None when it was not.
+    """
 
     submission: Path
     lesson: str = ""
     cells: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     error: str = ""
-    notebook: object = None
+    notebook: NotebookNode | None = None
 
     @property
     def points(self) -> float:
+        """All points that the submission got."""
         return sum(points for points, _ in self.cells.values())
 
     @property
     def maximum(self) -> float:
+        """All points that it could have got."""
         return sum(maximum for _, maximum in self.cells.values())
 
 
-def grade(project: Project, submission: Path, *, timeout=300) -> Grade:
-    """Grade one submitted notebook; `timeout` is the time in seconds each cell may take.
+def grade(project: Project, submission: Path, *, timeout: int = 300) -> Grade:
+    """Grade one submitted notebook. Never raises for what it holds: see `Grade.error`.
 
-    Never raises for what a submission holds: see `Grade.error`.
+    Args:
+        project: the course.
+        submission: path of the notebook.
+        timeout: seconds that each cell may take.
+
+    Returns:
+        Its points.
     """
     result = Grade(Path(submission))
     try:
@@ -85,21 +104,48 @@ TIMED_OUT = {
 }
 
 
-def lesson_of(notebook, path) -> str:
-    """Key of the lesson a submission belongs to: as its metadata says, or its file name."""
+def lesson_of(notebook: NotebookNode, path: Path) -> str:
+    """The lesson that a submission belongs to: as its metadata says, or its file name.
+
+    Args:
+        notebook: the submission.
+        path: of its file.
+
+    Returns:
+        Key of the lesson; there need not be one of that key.
+    """
     return notebook.metadata.get("course", {}).get("lesson") or re.sub(r"^\d\d_", "", Path(path).stem)
 
 
-def released(project: Project, key: str):
-    """The learner's notebook as generated now. Raises ValueError for an unknown lesson."""
+def released(project: Project, key: str) -> NotebookNode:
+    """The learner's notebook of a lesson as generated now.
+
+    Args:
+        project: the course.
+        key: of the lesson.
+
+    Returns:
+        The notebook without outputs.
+
+    Raises:
+        ValueError: unknown lesson.
+        LessonError: its source is not as it must be.
+    """
     lesson = generate.read_lesson(project, project.lesson(key))
     return generate.make_notebook(project, lesson, "notebooks", sync.read_costs(project))
 
 
-def restore(notebook, release) -> list[str]:
-    """Put locked cells of `release` back into a submission, in place, and note what had been changed.
+def restore(notebook: NotebookNode, release: NotebookNode) -> list[str]:
+    """Put the locked cells of the released notebook back into a submission, in place.
 
     Cells with a grade id that the release does not know lose their nbgrader metadata.
+
+    Args:
+        notebook: the submission.
+        release: the notebook as released.
+
+    Returns:
+        What had been changed, one line each.
     """
     notes = []
     official = {_id(cell): cell for cell in release.cells if _id(cell)}
@@ -136,18 +182,20 @@ def restore(notebook, release) -> list[str]:
     return notes
 
 
-def _id(cell):
+def _id(cell: NotebookNode) -> str | None:
+    """Grade id of a cell that nbgrader knows, else None."""
     mark = cell.metadata.get("nbgrader", {})
     return mark.get("grade_id") if mark.get("grade") or mark.get("solution") or mark.get("locked") else None
 
 
-def _place(cells, before):
+def _place(cells: list[NotebookNode], before: Collection[str]) -> int:
     """Index after the last cell whose grade id is in `before`; the end when there is none."""
     places = [n for n, cell in enumerate(cells) if _id(cell) in before]
     return places[-1] + 1 if places else len(cells)
 
 
-def _score(notebook, result):
+def _score(notebook: NotebookNode, result: Grade) -> None:
+    """Add the points of an executed submission to its grade."""
     for cell in notebook.cells:
         if not cell.metadata.get("nbgrader", {}).get("grade"):
             continue
@@ -161,12 +209,17 @@ def _score(notebook, result):
         result.cells[name] = (points if points and ran and passed else 0.0, maximum)
 
 
-def _only(cell):
+def _only(cell: NotebookNode) -> NotebookNode:
     return nbformat.v4.new_notebook(cells=[cell])
 
 
 def write_csv(grades: list[Grade], path: Path) -> None:
-    """One line for each graded cell of each submission."""
+    """Write one line for each graded cell of each submission.
+
+    Args:
+        grades: what `grade` returned.
+        path: of the file; it is overwritten.
+    """
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["submission", "lesson", "cell", "points", "maximum", "notes"])
@@ -177,7 +230,12 @@ def write_csv(grades: list[Grade], path: Path) -> None:
 
 
 def write_feedback(grades: list[Grade], folder: Path) -> None:
-    """An HTML page for each submission: its points, then the executed notebook."""
+    """Write an HTML page for each submission that was executed: its points, then the notebook.
+
+    Args:
+        grades: what `grade` returned.
+        folder: where the pages go; made if it does not exist.
+    """
     from nbconvert import HTMLExporter
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,8 +251,26 @@ def write_feedback(grades: list[Grade], folder: Path) -> None:
         sync.replace_file(folder / f"{graded.submission.stem}.html", html)
 
 
-def main(project: Project, submissions: list[Path], *, csv_path=None, feedback=None, timeout=300) -> int:
-    """Grade, print a table, write what was asked for; exit code 1 when a submission could not be graded."""
+def main(
+    project: Project,
+    submissions: list[Path],
+    *,
+    csv_path: Path | None = None,
+    feedback: Path | None = None,
+    timeout: int = 300,
+) -> int:
+    """Grade, print a table, write what was asked for.
+
+    Args:
+        project: the course.
+        submissions: paths of notebooks.
+        csv_path: file for the points, see `write_csv`; None for none.
+        feedback: folder for pages, see `write_feedback`; None for none.
+        timeout: seconds that each cell may take.
+
+    Returns:
+        The exit code: 1 when a submission could not be graded.
+    """
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table

@@ -6,15 +6,25 @@ Works on text and syntax tree, importing nothing, so that signature and docstrin
 import ast
 import io
 import tokenize
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 
 
 def find_source(root: Path, target: str) -> str:
-    """Source of the function or class `target` ("course_utils.costs:parameter_count") under `root`.
+    """Source of a function or class of the library.
 
-    Raises ValueError when there is no such module or name.
+    Args:
+        root: the folder that holds the package.
+        target: what is wanted, such as "course_utils.costs:parameter_count". A package's name will do when
+            the package passes on the name of one of its modules.
+
+    Returns:
+        The definition with its decorators.
+
+    Raises:
+        ValueError: there is no such module or name.
     """
     module, _, name = target.partition(":")
     path = _module_file(root, module)
@@ -35,7 +45,7 @@ def find_source(root: Path, target: str) -> str:
     raise ValueError(f"{path.relative_to(root)} defines no function or class {name!r}.")
 
 
-def _module_file(root, module):
+def _module_file(root: Path, module: str) -> Path | None:
     base = root.joinpath(*module.split("."))
     for path in (base.with_suffix(".py"), base / "__init__.py"):
         if module and path.is_file():
@@ -43,7 +53,8 @@ def _module_file(root, module):
     return None
 
 
-def _absolute(module, path, node):
+def _absolute(module: str, path: Path, node: ast.ImportFrom) -> str:
+    """Name of the module that an import in `module` takes its names from."""
     if not node.level:
         return node.module or ""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
@@ -52,7 +63,17 @@ def _absolute(module, path, node):
 
 
 def mark_solution(source: str) -> str:
-    """`source` of a function or class with each body between nbgrader's solution marks."""
+    """Put nbgrader's solution marks around the body of a function, or of each method of a class.
+
+    Args:
+        source: one function or class.
+
+    Returns:
+        The source with the marks; a docstring stays outside of them.
+
+    Raises:
+        ValueError: there is no body to mark.
+    """
     lines = source.splitlines()
     for start, end, indent in _bodies(source):
         lines[start:end] = [indent + BEGIN, *lines[start:end], indent + END]
@@ -60,7 +81,17 @@ def mark_solution(source: str) -> str:
 
 
 def defined_name(marked: str) -> str:
-    """Name of the one function or class of `marked` that holds solution marks. ValueError otherwise."""
+    """Name of the one function or class that holds solution marks.
+
+    Args:
+        marked: source of a cell.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: none holds marks, or more than one does.
+    """
     begins = [n for n, line in enumerate(marked.splitlines(), start=1) if line.strip() == BEGIN]
     nodes = [node for node in ast.parse(marked).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     names = [node.name for node in nodes if any(node.lineno < n <= node.end_lineno + 1 for n in begins)]
@@ -69,11 +100,18 @@ def defined_name(marked: str) -> str:
     return names[0]
 
 
-def replace_solutions(marked: str, replacement) -> str:
-    """`marked` with each region between the solution marks, marks included, replaced.
+def replace_solutions(marked: str, replacement: Callable[[list[str], str], list[str]]) -> str:
+    """Replace each region between the solution marks, marks included.
 
-    `replacement` is called with the region's lines and their indent and returns lines.
-    Raises ValueError when the marks do not pair.
+    Args:
+        marked: source with marks.
+        replacement: called with the region's lines and their indent; returns lines.
+
+    Returns:
+        The source without marks.
+
+    Raises:
+        ValueError: there are no marks, or they do not pair.
     """
     kept, region = [], None
     for line in marked.splitlines():
@@ -101,7 +139,17 @@ def replace_solutions(marked: str, replacement) -> str:
 
 
 def stub(marked: str) -> str:
-    """`marked` with each solution replaced by its effort and ``raise NotImplementedError``."""
+    """Replace each solution by its effort and ``raise NotImplementedError``.
+
+    Args:
+        marked: source with solution marks.
+
+    Returns:
+        What the learner gets.
+
+    Raises:
+        ValueError: there are no marks, or they do not pair.
+    """
     return replace_solutions(marked, lambda region, indent: [indent + effort(region), indent + RAISE])
 
 
@@ -109,12 +157,19 @@ RAISE = "raise NotImplementedError"
 
 
 def effort(lines: list[str]) -> str:
-    """'# About 3 lines.': the lines of code of a solution, blank lines and comments left out."""
+    """How long a solution is, for the learner.
+
+    Args:
+        lines: of the solution; blank lines and comments do not count.
+
+    Returns:
+        A comment such as "# About 3 lines."
+    """
     count = sum(bool(line.strip()) and not line.strip().startswith("#") for line in lines)
     return f"# About {count} line{'' if count == 1 else 's'}."
 
 
-def _bodies(source):
+def _bodies(source: str) -> Iterator[tuple[int, int, str]]:
     """(start, end, indent) of each function body, docstring left out, last first; line numbers from 0."""
     (node,) = ast.parse(source).body
     functions = [node]
@@ -143,10 +198,15 @@ def _bodies(source):
 
 
 def without_comments(source: str) -> str:
-    """`source` without comments and without the docstrings of its functions and classes.
+    """Take the comments out of a cell, and the docstrings of its functions and classes.
 
-    Works on the text, so that the result is the same under every version of Python. A cell that is no plain
-    Python (magics) is returned as it is.
+    Works on the text, so that the result is the same under every version of Python.
+
+    Args:
+        source: of a code cell.
+
+    Returns:
+        The source without them; a cell that is no plain Python (magics) as it is.
     """
     try:
         tree = ast.parse(source)

@@ -18,13 +18,29 @@ ADVICE = {
 
 
 def typed_number(text: str) -> str | None:
-    """The first place where `text` names a lesson by a number, on one line; None when it does not."""
+    """The first place where a text names a lesson by a number.
+
+    Args:
+        text: prose or source.
+
+    Returns:
+        The words, on one line; None when it names none so.
+    """
     found = TYPED.search(text)
     return " ".join(found[0].replace("#", " ").split()) if found else None
 
 
 def resolve(project: Project, source: Path, cell: str, text: str) -> str:
-    """`text` of a lesson's markdown cell with each `{lesson:key}` as a link to that lesson's notebook.
+    """Replace each `{lesson:key}` of a markdown cell by a link to that lesson's notebook.
+
+    Args:
+        project: the course.
+        source: path of the lesson's source, for the error.
+        cell: name of the cell, for the error.
+        text: of the cell.
+
+    Returns:
+        Markdown.
 
     Raises:
         LessonError: there is no such lesson.
@@ -41,7 +57,15 @@ def resolve(project: Project, source: Path, cell: str, text: str) -> str:
 
 
 def place(project: Project, source: Path) -> str:
-    """Where a lesson stands: its part, and links to the lessons before and after; "" without parts."""
+    """Where a lesson stands in the course.
+
+    Args:
+        project: the course.
+        source: path of the lesson's source.
+
+    Returns:
+        Its part, and links to the lessons before and after, in Markdown; "" when the course has no parts.
+    """
     part = next((part for part in project.parts if key_of(source) in part.lessons), None)
     if part is None:
         return ""
@@ -65,7 +89,15 @@ def _title(project: Project, stem: str) -> str:
 
 
 def renumber(project: Project, text: str) -> str:
-    """`text` of a page with its links to lessons' notebooks and sources as the lessons are numbered now."""
+    """Bring the links of a page to lessons' notebooks and sources in step with the lessons' numbers.
+
+    Args:
+        project: the course.
+        text: of the page.
+
+    Returns:
+        The text with the links as the lessons are numbered now.
+    """
     by_key = {key_of(path): path.stem for path in project.lessons()}
 
     def stem(found: re.Match[str]) -> str:
@@ -75,7 +107,15 @@ def renumber(project: Project, text: str) -> str:
 
 
 def setup_line(repository: str, ref: str) -> str:
-    """Source of the set-up cell, one line, for the repository's address and a branch or tag."""
+    """Source of the cell that begins every notebook.
+
+    Args:
+        repository: its address.
+        ref: branch or tag to install from.
+
+    Returns:
+        One line of code.
+    """
     return (
         'import importlib.util; importlib.util.find_spec("course_utils") or get_ipython().system('
         f'"pip install -q --no-deps git+{repository}@{ref}"); '
@@ -84,7 +124,16 @@ def setup_line(repository: str, ref: str) -> str:
 
 
 def badges(repository: str, ref: str, path: str) -> str:
-    """Markdown of the Colab and Binder badges of the notebook at `path` in the repository."""
+    """The Colab and Binder badges of a notebook.
+
+    Args:
+        repository: its address.
+        ref: branch or tag to open.
+        path: of the notebook in the repository.
+
+    Returns:
+        Markdown, one line.
+    """
     name = repository.removeprefix("https://github.com/").removesuffix(".git").strip("/")
     colab = f"https://colab.research.google.com/github/{name}/blob/{ref}/{path}"
     binder = f"https://mybinder.org/v2/gh/{name}/{ref}?urlpath=lab/tree/{path}"

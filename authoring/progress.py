@@ -1,6 +1,11 @@
 """Progress of notebooks on the terminal: which lesson, which cell of how many."""
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -12,34 +17,58 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
 
 class CellProgress:
-    """Shows one bar, for the notebook that runs, and prints lines above it."""
+    """One bar, for the notebook that runs, and lines above it.
 
-    def __init__(self, progress: Progress):
+    Args:
+        progress: the bars of rich, already shown.
+    """
+
+    def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.path = self.task = None
 
-    def cell(self, path, index, total, cell):
-        """Cell number `index` of `total` of the notebook at `path` starts."""
+    def cell(self, path: Path, index: int, total: int, cell: NotebookNode) -> None:
+        """Show that a cell starts.
+
+        Args:
+            path: of its notebook.
+            index: number of the cell in the notebook, from 0.
+            total: how many cells the notebook has.
+            cell: the cell.
+        """
         if path != self.path:
             self.close()
             self.path, self.task = path, self.progress.add_task("", total=total)
         self.progress.update(self.task, completed=index, description=f"{path.stem}: {cell.id}")
 
-    def say(self, line):
+    def say(self, line: str) -> None:
+        """Print a line and take the bar away.
+
+        Args:
+            line: plain text.
+        """
         self.close()
         self.progress.console.print(line, markup=False, highlight=False)
 
-    def close(self):
+    def close(self) -> None:
+        """Take the bar away."""
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.path = self.task = None
 
 
 @contextlib.contextmanager
-def cells():
-    """A `CellProgress` for the block."""
+def cells() -> Iterator[CellProgress]:
+    """Show progress during the block.
+
+    Yields:
+        What to tell which cell starts.
+    """
     text = TextColumn("{task.description}", markup=False)
     columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(), transient=True) as progress:

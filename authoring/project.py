@@ -7,29 +7,42 @@ number only says where it stands.
 import difflib
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 KINDS = ("notebooks", "solutions")
 
 
 class LessonError(ValueError):
-    """A lesson's source, or a file generated from it, is not as it must be. Names the file and the cell."""
+    """A lesson's source, or a file generated from it, is not as it must be. Names the file and the cell.
 
-    def __init__(self, path, cell, message):
+    Args:
+        path: the file.
+        cell: name of the cell, None when it is no cell's fault.
+        message: what is wrong, and what to do.
+    """
+
+    def __init__(self, path: Path | str, cell: str | None, message: str) -> None:
         where = f"{path}, cell {cell!r}" if cell else f"{path}"
         super().__init__(f"{where}: {message}")
 
 
 @dataclass(frozen=True)
 class Project:
-    """The course rooted at a folder; the repository itself by default."""
+    """A course and where its parts stand.
+
+    Attributes:
+        root: its folder; the repository itself by default.
+    """
 
     root: Path = Path(__file__).resolve().parent.parent
 
     @cached_property
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
+        """The content of pyproject.toml."""
         return tomllib.loads((self.root / "pyproject.toml").read_text())
 
     @property
@@ -75,6 +88,7 @@ class Project:
 
     @property
     def costs_file(self) -> Path:
+        """Measured minutes and memory of the lessons."""
         return self.root / "recorded" / "lesson_costs.json"
 
     @property
@@ -82,11 +96,18 @@ class Project:
         """The README's picture, taken from an executed solution."""
         return self.root / "docs" / "picture.png"
 
-    def lessons(self, numbers=()) -> list[Path]:
-        """Lesson sources in order; with `numbers` only those: a number ("04", "4"), a key or a file's name.
+    def lessons(self, numbers: Sequence[str] = ()) -> list[Path]:
+        """Sources of the lessons.
+
+        Args:
+            numbers: which ones: numbers ("04", "4"), keys or names of files; all when empty.
+
+        Returns:
+            Their paths in order.
 
         Raises:
             LessonError: two lessons have the same key or number.
+            ValueError: there is no such lesson.
         """
         found = sorted((self.root / "lessons").glob("[0-9][0-9]_*.py"))
         for part in (key_of, number_of):
@@ -96,7 +117,17 @@ class Project:
         return select(found, numbers)
 
     def lesson(self, key: str) -> Path:
-        """Source of the lesson with this key. Raises ValueError, with near keys, when there is none."""
+        """Source of one lesson.
+
+        Args:
+            key: of the lesson.
+
+        Returns:
+            Its path.
+
+        Raises:
+            ValueError: there is no such lesson; names near keys.
+        """
         by_key = {key_of(path): path for path in self.lessons()}
         if key not in by_key:
             near = difflib.get_close_matches(key, by_key, n=3) or list(by_key)
@@ -104,22 +135,56 @@ class Project:
         return by_key[key]
 
     def notebook(self, kind: str, lesson: Path) -> Path:
+        """Where the notebook of a lesson is generated.
+
+        Args:
+            kind: "notebooks" or "solutions".
+            lesson: path of the lesson's source.
+
+        Returns:
+            The notebook's path; it need not exist yet.
+        """
         return self.root / kind / f"{lesson.stem}.ipynb"
 
-    def notebooks(self, kind: str, numbers=()) -> list[Path]:
-        """Generated notebooks in order, chosen as in `lessons`. Raises ValueError when there is none."""
+    def notebooks(self, kind: str, numbers: Sequence[str] = ()) -> list[Path]:
+        """Generated notebooks.
+
+        Args:
+            kind: "notebooks" or "solutions".
+            numbers: which ones, as in `lessons`.
+
+        Returns:
+            Their paths in order.
+
+        Raises:
+            ValueError: there is none, or no such lesson.
+        """
         found = sorted((self.root / kind).glob("[0-9][0-9]_*.ipynb"))
         if not found:
             raise ValueError(f"there is nothing in {kind}/: run `course sync` first.")
         return select(found, numbers)
 
     def relative(self, path: Path) -> Path:
+        """A path as a message shows it.
+
+        Args:
+            path: any path.
+
+        Returns:
+            The path from the root, when it is below it.
+        """
         return path.relative_to(self.root) if path.is_relative_to(self.root) else path
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the course: its number, its title, and the keys of its lessons in order."""
+    """A part of the course.
+
+    Attributes:
+        number: its place, from 1.
+        title: its title.
+        lessons: keys of its lessons in order.
+    """
 
     number: int
     title: str
@@ -134,12 +199,32 @@ FILE_NAME = re.compile(r"(?P<number>\d\d)_(?P<key>[a-z][a-z0-9_]*)")
 
 
 def key_of(path: Path | str) -> str:
-    """Key of a lesson from the path of its source or of its notebook. Raises LessonError for a bad name."""
+    """Key of a lesson.
+
+    Args:
+        path: of its source or of its notebook.
+
+    Returns:
+        Its file's name without number and ending, such as "gptq".
+
+    Raises:
+        LessonError: the file is not called NN_key.
+    """
     return _named(path)["key"]
 
 
 def number_of(path: Path | str) -> str:
-    """Number of a lesson, two digits, from the path of its source or of its notebook."""
+    """Number of a lesson.
+
+    Args:
+        path: of its source or of its notebook.
+
+    Returns:
+        Two digits, such as "04".
+
+    Raises:
+        LessonError: the file is not called NN_key.
+    """
     return _named(path)["number"]
 
 
@@ -151,8 +236,19 @@ def _named(path: Path | str) -> re.Match[str]:
     return found
 
 
-def select(files: list[Path], numbers) -> list[Path]:
-    """The files whose number, key or name is in `numbers`; all of them when `numbers` is empty."""
+def select(files: list[Path], numbers: Sequence[str]) -> list[Path]:
+    """The files that were asked for.
+
+    Args:
+        files: of lessons, in order.
+        numbers: which ones: numbers ("04", "4"), keys or names of files; all when empty.
+
+    Returns:
+        Those files, in order.
+
+    Raises:
+        ValueError: there is no such lesson.
+    """
     if not numbers:
         return files
     chosen = []

@@ -2,9 +2,12 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
+from nbformat import NotebookNode
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +17,17 @@ from authoring.sync import replace_file
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One lesson's run. Seconds, bytes; `passed` of `exercises` checks passed; `error` is "" if none."""
+    """One lesson's run.
+
+    Attributes:
+        lesson: name of the notebook's file without its ending.
+        seconds: how long it took.
+        peak_bytes: highest resident memory of the kernel and its child processes together.
+        passed: how many exercises passed.
+        exercises: how many there are.
+        path: of the executed notebook, or of the one that could not be executed.
+        error: "" if there was none.
+    """
 
     lesson: str
     seconds: float
@@ -26,17 +39,31 @@ class Row:
 
 
 def run_lessons(
-    project: Project, numbers=(), *, kind="solutions", parameters=None, offline=False, on_cell=None, done=None
+    project: Project,
+    numbers: Sequence[str] = (),
+    *,
+    kind: str = "solutions",
+    parameters: dict[str, Any] | None = None,
+    offline: bool = False,
+    on_cell: Callable[[Path, int, int, NotebookNode], None] | None = None,
+    done: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Execute notebooks of `kind` ("solutions" or "notebooks") into runs/<kind>/.
+    """Execute notebooks into runs/<kind>/. One that fails does not keep the others from running.
 
     Args:
+        project: the course.
+        numbers: which lessons, as in `Project.lessons`.
+        kind: "solutions" or "notebooks".
         parameters: papermill parameters such as {"DEVICE": "cuda"}.
         offline: let no connection leave the machine.
         on_cell: called with (path, index, number of cells, cell) when a cell starts.
         done: called with the `Row` of each notebook when it has run.
 
-    A failing notebook is a row with its error; the others still run. Raises ValueError when there is none.
+    Returns:
+        A row for each notebook; that of one that failed has its error.
+
+    Raises:
+        ValueError: there is no notebook, or no such lesson.
     """
     rows = []
     for file in project.notebooks(kind, numbers):
@@ -46,7 +73,14 @@ def run_lessons(
     return rows
 
 
-def _run_one(project, file, kind, parameters, offline, on_cell):
+def _run_one(
+    project: Project,
+    file: Path,
+    kind: str,
+    parameters: dict[str, Any] | None,
+    offline: bool,
+    on_cell: Callable[[Path, int, int, NotebookNode], None] | None,
+) -> Row:
     from authoring.execute import execute
 
     target = project.root / "runs" / kind / file.name
@@ -62,8 +96,15 @@ def _run_one(project, file, kind, parameters, offline, on_cell):
     return Row(file.stem, done.seconds, done.peak_bytes, passed, len(statuses), shown, done.error or "")
 
 
-def exercise_statuses(notebook) -> dict[str, str]:
-    """Status by exercise id, as the checks left it in the metadata of their outputs."""
+def exercise_statuses(notebook: NotebookNode) -> dict[str, str]:
+    """What came of the exercises, as the checks left it in the metadata of their outputs.
+
+    Args:
+        notebook: an executed notebook.
+
+    Returns:
+        Id of the exercise -> "passed", "failed" or "not attempted".
+    """
     found = {}
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -74,6 +115,14 @@ def exercise_statuses(notebook) -> dict[str, str]:
 
 
 def table(rows: list[Row]) -> Table:
+    """What each lesson took and which exercises passed, for the terminal.
+
+    Args:
+        rows: what `run_lessons` returned.
+
+    Returns:
+        A table with a line for each lesson; the last is their sum, and of memory the highest.
+    """
     shown = Table("lesson", "minutes", "peak memory", "exercises passed", "executed notebook")
     for row in rows:
         where = f"[red]{_escape(row.error)}[/red]\n{row.path}" if row.error else str(row.path)
@@ -93,14 +142,26 @@ def table(rows: list[Row]) -> Table:
     return shown
 
 
-def _escape(text):
+def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape(" ".join(text.split())[:300])
 
 
-def main(project: Project, numbers, **options) -> int:
-    """`run_lessons` with progress and a table on the terminal; exit code 1 when a lesson failed."""
+def main(project: Project, numbers: Sequence[str], **options: Any) -> int:
+    """Run lessons with progress and a table on the terminal.
+
+    Args:
+        project: the course.
+        numbers: which lessons, as in `Project.lessons`.
+        **options: of `run_lessons`.
+
+    Returns:
+        The exit code: 1 when a lesson failed.
+
+    Raises:
+        ValueError: there is no notebook, or no such lesson.
+    """
     from authoring.progress import cells
 
     with cells() as progress:

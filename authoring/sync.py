@@ -1,5 +1,7 @@
 """Bring notebooks/, solutions/ and the README's lesson table in step with lessons/, or check them."""
 
+from __future__ import annotations
+
 import base64
 import contextlib
 import dataclasses
@@ -7,7 +9,9 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 from filelock import FileLock
@@ -16,12 +20,28 @@ from nbformat.notebooknode import from_dict
 from authoring import generate, links
 from authoring.project import KINDS, LessonError, Project, key_of
 
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+    from authoring.execute import Execution
+
 TABLE = "lessons"  # between <!-- lessons:begin --> and <!-- lessons:end --> in the README
 PICTURE = "picture"
 
 
-def check(project: Project, numbers=()) -> list[str]:
-    """What is out of step, one line for each finding; an empty list when nothing is."""
+def check(project: Project, numbers: Sequence[str] = ()) -> list[str]:
+    """Find out what is out of step, writing nothing.
+
+    Args:
+        project: the course.
+        numbers: which lessons, as in `Project.lessons`; when all, the README and other texts too.
+
+    Returns:
+        One line for each finding; an empty list when everything is in step.
+
+    Raises:
+        ValueError: there is no such lesson.
+    """
     problems = []
     costs = read_costs(project)
     lessons = []
@@ -45,20 +65,35 @@ def check(project: Project, numbers=()) -> list[str]:
     return problems
 
 
-def sync(project: Project, numbers=(), *, force=False, run=True, report=print, on_cell=None) -> list[Path]:
+def sync(
+    project: Project,
+    numbers: Sequence[str] = (),
+    *,
+    force: bool = False,
+    run: bool = True,
+    report: Callable[[str], object] = print,
+    on_cell: Callable[[Path, int, int, NotebookNode], None] | None = None,
+) -> list[Path]:
     """Write what is out of step and execute what is stale.
 
     Args:
+        project: the course.
+        numbers: which lessons, as in `Project.lessons`.
         force: execute whether stale or not.
         run: False writes without executing; outputs that no longer belong to the code are dropped.
         report: called with a line of text for each file written or executed.
         on_cell: called with (path of the notebook, index, number of cells, cell) when a cell starts.
 
-    Returns the files written. Raises LessonError when a lesson cannot be generated or a cell fails.
+    Returns:
+        The files written.
+
+    Raises:
+        LessonError: a lesson cannot be generated, or a cell fails.
+        ValueError: there is no such lesson.
     """
     written = []
 
-    def write(path, notebook):
+    def write(path: Path, notebook: NotebookNode) -> None:
         if write_notebook(project, path, notebook) and path not in written:
             written.append(path)
             report(f"wrote {project.relative(path)}")
@@ -86,7 +121,7 @@ def sync(project: Project, numbers=(), *, force=False, run=True, report=print, o
     return written
 
 
-def _follow(project: Project, path: Path, report) -> None:
+def _follow(project: Project, path: Path, report: Callable[[str], object]) -> None:
     """Rename the notebook of a lesson that has another number now: its outputs are still its own."""
     others = [p for p in path.parent.glob(f"[0-9][0-9]_{key_of(path)}.ipynb") if p != path]
     if not path.exists() and len(others) == 1:
@@ -97,8 +132,16 @@ def _follow(project: Project, path: Path, report) -> None:
 # --- outputs ----------------------------------------------------------------------------------------------
 
 
-def kept_outputs(path: Path, fresh) -> dict | None:
-    """Outputs by cell id of the notebook at `path` if the code of `fresh` produced them, else None."""
+def kept_outputs(path: Path, fresh: NotebookNode) -> dict[str, list] | None:
+    """The outputs that a stored notebook holds, if they still belong to its code.
+
+    Args:
+        path: of the stored notebook; it need not exist.
+        fresh: the notebook as generated now.
+
+    Returns:
+        Id of the cell -> outputs; None when other code produced them.
+    """
     if not path.exists():
         return None
     try:
@@ -110,8 +153,13 @@ def kept_outputs(path: Path, fresh) -> dict | None:
     return {cell.get("id"): cell.outputs for cell in old.cells if cell.cell_type == "code"}
 
 
-def attach_outputs(notebook, outputs: dict) -> None:
-    """Put outputs into a generated notebook, normalised, with the marks of the code they belong to."""
+def attach_outputs(notebook: NotebookNode, outputs: dict[str, list]) -> None:
+    """Put outputs into a generated notebook, normalised, with the marks of the code they belong to.
+
+    Args:
+        notebook: changed in place.
+        outputs: id of the cell -> outputs.
+    """
     count = 0
     hashes = {}
     for cell in notebook.cells:
@@ -126,8 +174,16 @@ def attach_outputs(notebook, outputs: dict) -> None:
     notebook.metadata.course.outputs = from_dict(hashes)
 
 
-def normalise(outputs, count: int) -> list:
-    """Outputs without stderr and widgets, neighbouring stdout joined, with the cell's execution count."""
+def normalise(outputs: list, count: int) -> list[NotebookNode]:
+    """Make the outputs of a cell such that they are the same each time.
+
+    Args:
+        outputs: as the kernel gave them.
+        count: the cell's execution count.
+
+    Returns:
+        Outputs without stderr and widgets, neighbouring stdout joined, with the execution count.
+    """
     kept = []
     for output in outputs:
         output = from_dict(output)
@@ -146,17 +202,39 @@ def normalise(outputs, count: int) -> list:
     return kept
 
 
-def passing(output) -> bool:
-    """True for what a notebook shows while it runs and keeps nothing of: stderr and progress bars."""
+def passing(output: dict[str, Any]) -> bool:
+    """Whether an output is shown while the notebook runs and not kept: stderr and progress bars.
+
+    Args:
+        output: one output of a cell.
+
+    Returns:
+        True when it is not kept.
+    """
     widget = any(mime.startswith("application/vnd.jupyter.widget") for mime in output.get("data", {}))
     return widget or output.get("name") == "stderr"
 
 
-def outputs_hash(outputs) -> str:
+def outputs_hash(outputs: list) -> str:
+    """Mark by which a change of a cell's outputs is noticed.
+
+    Args:
+        outputs: normalised outputs of a cell.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _execute(project, lesson, path, fresh, on_cell):
+def _execute(
+    project: Project,
+    lesson: generate.Lesson,
+    path: Path,
+    fresh: NotebookNode,
+    on_cell: Callable[[Path, int, int, NotebookNode], None] | None,
+) -> dict[str, list]:
+    """Outputs by cell id; the minutes and memory of a solution are noted."""
     from authoring.execute import execute
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,13 +250,26 @@ def _execute(project, lesson, path, fresh, on_cell):
 # --- measured minutes and memory --------------------------------------------------------------------------
 
 
-def read_costs(project: Project) -> dict:
-    """Measured minutes and memory by lesson's key; {} before the first execution."""
+def read_costs(project: Project) -> dict[str, dict]:
+    """Measured minutes and memory.
+
+    Args:
+        project: the course.
+
+    Returns:
+        Key of the lesson -> "minutes", "peak_gb" and the machine; {} before the first execution.
+    """
     return json.loads(project.costs_file.read_text()) if project.costs_file.exists() else {}
 
 
-def save_costs(project: Project, key: str, execution) -> None:
-    """Note what the execution of a solution took, with machine, versions and date."""
+def save_costs(project: Project, key: str, execution: Execution) -> None:
+    """Note what the execution of a solution took, with machine, versions and date.
+
+    Args:
+        project: the course.
+        key: of the lesson.
+        execution: of its solution.
+    """
     from course_utils import measure
 
     card = dataclasses.asdict(measure.machine_card())
@@ -191,8 +282,22 @@ def save_costs(project: Project, key: str, execution) -> None:
 # --- the README's table and picture -----------------------------------------------------------------------
 
 
-def readme_text(project: Project, lessons, costs) -> str | None:
-    """The README with a fresh lesson table and picture; None when both are right (or there is no README)."""
+def readme_text(
+    project: Project, lessons: list[generate.Lesson], costs: dict[str, dict]
+) -> str | None:
+    """The README with a fresh lesson table and picture.
+
+    Args:
+        project: the course.
+        lessons: all lessons in order.
+        costs: what `read_costs` returned.
+
+    Returns:
+        Its text; None when it is right already, or when there is no README.
+
+    Raises:
+        LessonError: the README lacks the comments that table or picture stand between.
+    """
     path = project.root / "README.md"
     if not path.exists():
         return None
@@ -207,7 +312,7 @@ def readme_text(project: Project, lessons, costs) -> str | None:
     return None if fresh == text else fresh
 
 
-def _replace_part(text, name, content):
+def _replace_part(text: str, name: str, content: str) -> str:
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
     if text.count(begin) != 1 or text.count(end) != 1:
         raise LessonError("README.md", None, f"needs one {begin} and one {end}.")
@@ -216,9 +321,13 @@ def _replace_part(text, name, content):
 
 
 def picture(project: Project) -> tuple[bytes, str] | None:
-    """(PNG, alt text) of the README's picture: the output of the cell that pyproject.toml names.
+    """The README's picture: the output of the cell that pyproject.toml names ("tool.course.picture").
 
-    None when it names none ("tool.course.picture"), or before that notebook was executed.
+    Args:
+        project: the course.
+
+    Returns:
+        (PNG, alt text); None when no cell is named, or before that notebook was executed.
     """
     path, cell_id = _pictured(project)
     if path is None or not path.exists():
@@ -236,7 +345,7 @@ def _pictured(project: Project) -> tuple[Path | None, str]:
     return (project.notebook("solutions", project.lesson(key)) if key else None), cell_id
 
 
-def _sync_readme(project, report) -> list[Path]:
+def _sync_readme(project: Project, report: Callable[[str], object]) -> list[Path]:
     try:
         lessons = [generate.read_lesson(project, path) for path in project.lessons()]
     except LessonError as error:  # somebody else's lesson, when only some were asked for
@@ -256,8 +365,17 @@ def _sync_readme(project, report) -> list[Path]:
     return written
 
 
-def lesson_table(project: Project, lessons, costs) -> str:
-    """The README's table: a row for each lesson, under a row for each part."""
+def lesson_table(project: Project, lessons: list[generate.Lesson], costs: dict[str, dict]) -> str:
+    """The README's table: a row for each lesson, under a row for each part.
+
+    Args:
+        project: the course.
+        lessons: all lessons in order.
+        costs: what `read_costs` returned.
+
+    Returns:
+        Markdown.
+    """
     rows = ["| lesson | minutes | memory | what you measure |", "|---|---|---|---|"]
     first = {part.lessons[0]: part for part in project.parts if part.lessons}
     for lesson in lessons:
@@ -276,7 +394,14 @@ TEXTS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/**/*.md", "course_ut
 
 
 def typed_numbers(project: Project) -> list[str]:
-    """Where the library, the tools or a page name a lesson by its number, one line each."""
+    """Where the library, the tools or a page name a lesson by its number.
+
+    Args:
+        project: the course.
+
+    Returns:
+        One line for each such file.
+    """
     problems = []
     for path in sorted(file for pattern in TEXTS for file in project.root.glob(pattern)):
         text = path.read_text(encoding="utf-8")
@@ -288,14 +413,21 @@ def typed_numbers(project: Project) -> list[str]:
 
 
 def orphans(project: Project) -> list[str]:
-    """Generated notebooks whose lesson is gone, one line each."""
+    """Generated notebooks whose lesson is gone.
+
+    Args:
+        project: the course.
+
+    Returns:
+        One line for each.
+    """
     stems = {path.stem for path in project.lessons()}
     found = [path for kind in KINDS for path in sorted((project.root / kind).glob("*.ipynb"))]
     text = "no lesson in lessons/ generates it. Remove it."
     return [f"{project.relative(path)}: {text}" for path in found if path.stem not in stems]
 
 
-def _check_notebook(project, path, expected) -> list[str]:
+def _check_notebook(project: Project, path: Path, expected: NotebookNode) -> list[str]:
     name = str(project.relative(path))
     if not path.exists():
         return [f"{name}: missing. Run `course sync`."]
@@ -327,7 +459,7 @@ def _check_notebook(project, path, expected) -> list[str]:
     return []
 
 
-def _cell_problems(found, expected, ids):
+def _cell_problems(found: NotebookNode, expected: NotebookNode, ids: list[str | None]) -> list[str]:
     wanted = [cell.id for cell in expected.cells]
     if ids != wanted:
         for id in wanted:
@@ -352,8 +484,20 @@ def _cell_problems(found, expected, ids):
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def write_notebook(project: Project, path: Path, notebook) -> bool:
-    """Write a notebook if its content changed. Raises LessonError when it is too large."""
+def write_notebook(project: Project, path: Path, notebook: NotebookNode) -> bool:
+    """Write a notebook if its content changed.
+
+    Args:
+        project: the course.
+        path: of the file.
+        notebook: its content.
+
+    Returns:
+        True when the file was written.
+
+    Raises:
+        LessonError: the notebook is too large; names its largest cell.
+    """
     text = generate.to_text(notebook)
     if len(text.encode()) > generate.SIZE_LIMIT:
         raise LessonError(project.relative(path), largest_cell(notebook), too_large("", text).lstrip(": "))
@@ -363,17 +507,39 @@ def write_notebook(project: Project, path: Path, notebook) -> bool:
     return True
 
 
-def too_large(name, text) -> str:
+def too_large(name: str, text: str) -> str:
+    """What is said about a notebook over the limit.
+
+    Args:
+        name: of the notebook.
+        text: content of its file.
+
+    Returns:
+        One line with its size and the limit, in 10^6 bytes.
+    """
     size, limit = len(text.encode()) / 1e6, generate.SIZE_LIMIT / 1e6
     return f"{name}: {size:.2f} MB, over the limit of {limit:.1f} MB. Make its pictures smaller."
 
 
-def largest_cell(notebook) -> str:
+def largest_cell(notebook: NotebookNode) -> str:
+    """The cell to shorten when a notebook is too large.
+
+    Args:
+        notebook: the notebook.
+
+    Returns:
+        Its id.
+    """
     return max(notebook.cells, key=lambda cell: len(json.dumps(cell))).id
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write aside, then rename: an interrupt leaves the old file or the new one, never half of one."""
+    """Write a file aside, then rename it: an interrupt leaves the old one or the new one, never half of one.
+
+    Args:
+        path: of the file; folders on the way are made.
+        content: what it will hold; text is encoded as UTF-8.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -7,17 +7,24 @@ within ``atol + tolerance * |reference|`` of the kept one and everything around 
 whitespace aside. All other cells are compared by nbval as they are, byte by byte.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from nbformat import NotebookNode
 from nbformat.notebooknode import from_dict
 from nbval.plugin import IPyNbCell
 
+from authoring.project import Project
 from authoring.sync import passing
 
 # A number not glued to a word before it: 26.5, -1e-3, 134,515,008, 3.2x; not the 8 of INT8.
@@ -25,40 +32,62 @@ NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[
 
 
 def within(reference: str, text: str, tolerance: float, atol: float = 0.0) -> bool:
-    """True when two texts are the same but for numbers that are close and runs of whitespace."""
+    """Whether two texts are the same but for numbers that are close and runs of whitespace.
+
+    Args:
+        reference: the kept text.
+        text: the new one.
+        tolerance: relative to the kept number.
+        atol: absolute tolerance.
+
+    Returns:
+        True when they are.
+    """
     if _words(reference) != _words(text):
         return False
     pairs = zip(_numbers(reference), _numbers(text), strict=True)
     return all(abs(new - old) <= atol + tolerance * abs(old) for old, new in pairs)
 
 
-def _words(text):
+def _words(text: str) -> str:
     return " ".join(NUMBER.sub(" # ", text).split())
 
 
-def _numbers(text):
+def _numbers(text: str) -> list[float]:
     return [float(found.replace(",", "").replace("−", "-")) for found in NUMBER.findall(text)]
 
 
 @pytest.hookimpl
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the cells of notebooks be compared with their tolerance.
+
+    Args:
+        items: all that pytest will run.
+    """
     for item in items:
         if isinstance(item, IPyNbCell):
             item.compare_outputs = _tolerant(item)
 
 
 @pytest.hookimpl
-def pytest_runtest_setup(item):
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a cell that was never executed: it has nothing to be compared with.
+
+    Args:
+        item: what pytest runs next.
+    """
     if isinstance(item, IPyNbCell) and item.options["check"] and item.cell.execution_count is None:
         pytest.fail(f"cell {item.cell.get('id')!r} was never executed, so nothing is compared", pytrace=False)
 
 
-def _tolerant(item):
-    """nbval's comparison, after numbers within the cell's tolerance were replaced by the kept ones."""
+def _tolerant(item: IPyNbCell) -> Callable[..., bool]:
+    """The comparison of nbval, after numbers within the cell's tolerance were replaced by the kept ones."""
     compare = item.compare_outputs
     course = item.cell.metadata.get("course", {})
 
-    def compare_outputs(test, reference, skip_compare=None):
+    def compare_outputs(
+        test: list[dict[str, Any]], reference: list[dict[str, Any]], skip_compare: Sequence[str] | None = None
+    ) -> bool:
         test = [from_dict(o) for o in test if not passing(o)]
         reference = [o for o in reference if not passing(o)]
         if "tolerance" in course or "atol" in course:
@@ -77,7 +106,7 @@ SKIPPED = ("metadata", "traceback", "text/latex", "prompt_number", "output_type"
            "application/vnd.jupyter.widget-view+json", "image/png", "image/jpeg")  # fmt: skip
 
 
-def differences(reference, executed) -> dict[str, str]:
+def differences(reference: NotebookNode, executed: NotebookNode) -> dict[str, str]:
     """Compare two runs of a notebook cell by cell, as nbval and the cells' tolerances do. Executes nothing.
 
     Args:
@@ -85,8 +114,9 @@ def differences(reference, executed) -> dict[str, str]:
         executed: the same notebook, run elsewhere; cells are found by their ids. Names of devices count as
             equal.
 
-    Returns what differs by the id of each cell compared: "" where nothing does. Cells that nbval ignores
-    (timings) and cells without kept outputs and new ones are left out.
+    Returns:
+        What differs, by the id of each cell compared: "" where nothing does. Cells that nbval ignores
+        (timings) and cells without kept outputs and new ones are left out.
     """
     new = {cell.id: cell for cell in executed.cells if cell.cell_type == "code"}
     found = {}
@@ -102,13 +132,13 @@ def differences(reference, executed) -> dict[str, str]:
     return found
 
 
-def _difference(cell, other) -> str:
+def _difference(cell: NotebookNode, other: NotebookNode) -> str:
     comparison = _Comparison(cell)
     outputs = [[_without_device(output) for output in each.outputs] for each in (other, cell)]
     return "" if _tolerant(comparison)(*outputs) else comparison.why or "differs"
 
 
-def _without_device(output):
+def _without_device(output: Any) -> Any:
     """A copy whose texts name no device."""
     if isinstance(output, dict):
         return from_dict({key: _without_device(value) for key, value in output.items()})
@@ -123,26 +153,28 @@ class _Comparison:
     colors = SimpleNamespace(FAIL="", ENDC="", OKBLUE="")
     parent = SimpleNamespace(skip_compare=SKIPPED)
 
-    def __init__(self, cell):
+    def __init__(self, cell: NotebookNode) -> None:
         self.cell, self.why, self.comparison_traceback = cell, "", []
 
-    def compare_outputs(self, test, reference, skip_compare=None):
+    def compare_outputs(self, test: Any, reference: Any, skip_compare: Any = None) -> bool:
+        """Compare as nbval does, and keep why two outputs differ."""
         same = IPyNbCell.compare_outputs(self, test, reference, skip_compare)
         if not same and not self.why:
             self.why = " ".join(self.comparison_traceback)[:300]
         return same
 
-    def sanitize(self, text):
+    def sanitize(self, text: str) -> str:
+        """Nothing is replaced before the comparison."""
         return text
 
-    def format_output_compare(self, key, left, right):
-        """Called by nbval at the first difference: keep the first line that differs."""
+    def format_output_compare(self, key: str, left: Any, right: Any) -> None:
+        """Keep the first line that differs; nbval calls this at the first difference."""
         lines = zip_longest(str(left).splitlines(), str(right).splitlines(), fillvalue="")
         old, new = next(((a, b) for a, b in lines if a != b), ("", ""))
         self.why = f"kept {old.strip()[:150]!r}, now {new.strip()[:150]!r}"
 
 
-def _soften(old, new, tolerance, atol):
+def _soften(old: NotebookNode, new: NotebookNode, tolerance: float, atol: float) -> None:
     """Where `new` agrees with `old` within the tolerance, make it equal."""
     for place_old, place_new in ((old, new), (old.get("data", {}), new.get("data", {}))):
         for key in place_old.keys() & place_new.keys():
@@ -152,10 +184,19 @@ def _soften(old, new, tolerance, atol):
                     place_new[key] = place_old[key]
 
 
-def verify(project, numbers=(), parameters=None) -> int:
-    """Execute solutions and compare their outputs with the kept ones; pytest's exit code.
+def verify(project: Project, numbers: Sequence[str] = (), parameters: dict[str, Any] | None = None) -> int:
+    """Execute solutions and compare their outputs with the kept ones.
 
-    `parameters` (such as {"DEVICE": "cuda"}) replace those of the notebooks' parameters cell.
+    Args:
+        project: the course.
+        numbers: which lessons, as in `Project.lessons`.
+        parameters: replace those of the notebooks' parameters cell, such as {"DEVICE": "cuda"}.
+
+    Returns:
+        The exit code of pytest.
+
+    Raises:
+        ValueError: there is no notebook, or no such lesson.
     """
     files = project.notebooks("solutions", numbers)
     with contextlib.ExitStack() as stack:
@@ -167,7 +208,7 @@ def verify(project, numbers=(), parameters=None) -> int:
 
 
 @contextlib.contextmanager
-def _with_parameters(file, parameters):
+def _with_parameters(file: Path, parameters: dict[str, Any]) -> Iterator[Path]:
     """A copy beside `file`, for the block, whose parameters cell ends in these assignments."""
     import nbformat
 

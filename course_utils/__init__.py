@@ -1,0 +1,1 @@
+"""The library that the lessons import: small modules, made to be read."""

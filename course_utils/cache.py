@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import filelock
@@ -33,7 +34,11 @@ _verified: dict[Path, dict[str, tuple[int, int]]] = {}
 
 
 def cache_dir() -> Path:
-    """The directory that keeps what the course downloads and converts. It need not exist yet."""
+    """The directory that keeps what the course downloads and converts.
+
+    Returns:
+        Its path. It need not exist yet.
+    """
     chosen = os.environ.get("COURSE_CACHE")
     if chosen:
         return Path(chosen).expanduser().absolute()
@@ -41,7 +46,7 @@ def cache_dir() -> Path:
 
 
 def cached_folder(name: str, build: Callable[[Path], None], version: str = "1", megabytes: float = 1) -> Path:
-    """Return the cached folder `name`, built first when it is missing, of another version or damaged.
+    """The cached folder `name`, built first when it is missing, of another version or damaged.
 
     `build(folder)` fills an empty folder. It runs under a lock, so that two processes never build
     the same thing twice, and in a folder set aside, which takes its final name only when complete.
@@ -54,7 +59,11 @@ def cached_folder(name: str, build: Callable[[Path], None], version: str = "1", 
         version: raise it when `build` writes something else; older folders are then rebuilt.
         megabytes: free space that building needs, in 10^6 bytes.
 
+    Returns:
+        The folder's path.
+
     Raises:
+        ValueError: the name is no single path component.
         CourseError: the cache directory cannot be used, or the disk is full.
     """
     if not name or Path(name).name != name or name.startswith("."):
@@ -79,7 +88,15 @@ def cached_folder(name: str, build: Callable[[Path], None], version: str = "1", 
 
 
 def problem(folder: Path, version: str = "1") -> str | None:
-    """Why a cached folder may not be used, or None when every file is as its manifest says."""
+    """Why a cached folder may not be used.
+
+    Args:
+        folder: the cached folder; it need not exist.
+        version: the version that it must be of.
+
+    Returns:
+        The reason as half a sentence; None when every file is as its manifest says.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         made_by, listed = manifest["version"], manifest["files"]
@@ -108,12 +125,19 @@ def problem(folder: Path, version: str = "1") -> str | None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal, read in pieces."""
+    """SHA-256 of a file, which is read in pieces.
+
+    Args:
+        path: the file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _locked(folder: Path):
+def _locked(folder: Path) -> AbstractContextManager[object]:
     """A lock for this folder, as a context manager. It ends with its holder, also when that is killed."""
     lock = filelock.FileLock(folder.parent / f".{folder.name}.lock")
     try:

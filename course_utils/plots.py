@@ -6,6 +6,7 @@ import io
 import matplotlib
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
+from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
 # https://jfly.uni-koeln.de/color/
@@ -22,7 +23,7 @@ PALETTE = {
 SHORTEST_ALT = 15  # characters: less cannot say what a picture shows
 
 
-def style():
+def style() -> None:
     """Set the course's style for all figures made from here on. Call it once, after the imports."""
     matplotlib.rcdefaults()
     plt.rcParams.update(
@@ -45,17 +46,20 @@ def style():
     )
 
 
-def show(fig, alt):
+def show(fig: Figure, alt: str) -> None:
     """Show a matplotlib figure as a PNG with alt text, then close it.
 
     The alt text goes into the output's metadata ({"image/png": {"alt": ...}}), which nbconvert's classic
     template and Jupyter Book read. JupyterLab 4 does not put it on the image, so it is also shown under
     the picture, where everybody and every screen reader finds it.
 
-    fig  matplotlib Figure
-    alt  what the picture shows, for somebody who cannot see it; at least 15 characters
+    Args:
+        fig: the figure.
+        alt: what the picture shows, for somebody who cannot see it; at least 15 characters.
 
-    Raises TypeError when fig is not a figure, ValueError when alt says nothing.
+    Raises:
+        TypeError: fig is not a figure.
+        ValueError: alt says nothing.
     """
     if not isinstance(fig, matplotlib.figure.Figure):
         raise TypeError(f"show needs a matplotlib Figure (from plt.subplots()), not {type(fig).__name__}")
@@ -70,13 +74,20 @@ def show(fig, alt):
     plt.close(fig)
 
 
-def png(fig):
-    """The figure as PNG bytes. The same figure gives the same bytes: no date, no version inside."""
+def png(fig: Figure) -> bytes:
+    """The figure as PNG. The same figure gives the same bytes: no date, no version inside.
+
+    Args:
+        fig: the figure.
+
+    Returns:
+        The content of a PNG file.
+    """
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=fig.dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _escape(text):
+def _escape(text: str) -> str:
     """Markdown's own characters, made harmless."""
     return "".join("\\" + c if c in "\\`*_$[]<>" else c for c in text)

@@ -7,6 +7,9 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import pandas
 
 from course_utils import measure
 
@@ -14,17 +17,31 @@ from course_utils import measure
 FOLDER = Path(__file__).resolve().parent.parent / "recorded"
 
 
-def load(name, folder=None):
-    """What `save` wrote under that name: a dict with "provenance" and "results"; None if it never ran."""
+def load(name: str, folder: str | Path | None = None) -> dict[str, Any] | None:
+    """What `save` wrote under a name.
+
+    Args:
+        name: of the record, the name of its file without ".json".
+        folder: where it is; recorded/ when left out.
+
+    Returns:
+        A dict with "provenance" and "results"; None if it was never recorded.
+    """
     path = Path(folder or FOLDER) / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def save(name, results, folder=None, **more):
-    """Write results (anything JSON can hold) with this machine's card; returns the file's path.
+def save(name: str, results: Any, folder: str | Path | None = None, **more: Any) -> Path:
+    """Write results with this machine's card.
 
-    `folder` is recorded/ when left out. `more` is added to the provenance, for example versions=... or
-    driver=...
+    Args:
+        name: of the record, the name of its file without ".json".
+        results: anything JSON can hold.
+        folder: where it is written; recorded/ when left out.
+        **more: added to the provenance, for example versions=... or driver=...
+
+    Returns:
+        Path of the file.
     """
     folder = Path(folder or FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,12 +53,17 @@ def save(name, results, folder=None, **more):
     return path
 
 
-def gpu_table(name, columns, **only):
-    """What `course gpu-run` recorded, to stand beside a learner's own figures: these columns of its rows.
+def gpu_table(name: str, columns: list[str], **only: Any) -> pandas.DataFrame | str:
+    """What `course gpu-run` recorded, to stand beside a learner's own figures. Prints where it comes from.
 
-    Prints where the record comes from, and returns a table; without a record, a sentence that says so.
-    Numbers have three digits. A row without a figure, because a format did not fit or a kernel is missing,
-    says why in the column "error". With `only` (dtype="float16") just the rows that have these entries.
+    Args:
+        name: of the record.
+        columns: of the table. Where a row has no figure, because a format did not fit or a kernel is missing,
+            a column "error" says why.
+        **only: just the rows with these entries, for example dtype="float16".
+
+    Returns:
+        A table, numbers with three digits; without a record, a sentence that says so.
     """
     record = load(name)
     if record is None:
@@ -52,14 +74,21 @@ def gpu_table(name, columns, **only):
     return measure.table([{column: _short(row.get(column)) for column in shown} for row in rows])
 
 
-def _short(value):
+def _short(value: Any) -> Any:
     if value is None:
         return ""
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
-def provenance_line(record):
-    """One line that says where a record comes from, for printing beside its numbers."""
+def provenance_line(record: dict[str, Any]) -> str:
+    """Where a record comes from, for printing beside its numbers.
+
+    Args:
+        record: what `load` returned.
+
+    Returns:
+        One line: date, machine, versions, commit.
+    """
     where = record["provenance"]
     gpu = f", {where['gpu']}" if where.get("gpu") else ""
     versions = f"torch {where['torch']}, transformers {where['transformers']}"

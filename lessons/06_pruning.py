@@ -504,8 +504,8 @@ for format in ("bitmask", "2:4"):
 
 # %% name="record-gpu"
 records.gpu_table("gpu_sparse_2_4", [
-    "matrix", "tokens", "sparse (us)", "dense (us)", "dense / sparse", "bytes / dense bytes", "error of sparse",
-    "error of dense"], dtype="float16", kernel="cuSPARSELt")
+    "matrix", "tokens", "sparse (us)", "dense (us)", "dense / sparse", "bytes / dense bytes",
+    "error of sparse", "error of dense"], dtype="float16", kernel="cuSPARSELt")
 
 # %% name="record-gpu-reading"
 recorded = records.load("gpu_sparse_2_4")
@@ -516,7 +516,8 @@ if recorded:
         times = [row[kind] for row in few]
         print(f"{kind}, 1 to 1,024 tokens: {min(times):,.0f} to {max(times):,.0f}")
     for dtype in ("float16", "bfloat16"):
-        ratios = [row["dense / sparse"] for row in products if row["tokens"] == 4096 and row["dtype"] == dtype]
+        ratios = [row["dense / sparse"] for row in products
+                  if row["tokens"] == 4096 and row["dtype"] == dtype]  # fmt: skip
         print(f"{dtype} at 4,096 tokens: dense / sparse {min(ratios):.2f} to {max(ratios):.2f}")
     share = products[0]["bytes / dense bytes"]
     print(f"bytes: {share:.4f} of dense, {16 * share:g} bits a weight in 16 bits")

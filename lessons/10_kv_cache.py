@@ -599,7 +599,8 @@ else:
 from course_utils import records  # noqa: E402
 
 records.gpu_table("gpu_kv_cache", [
-    "model", "cache", "batch", "decode step (ms)", "decode (tokens/s)", "KV memory (GB)", "peak GPU memory (GB)"])
+    "model", "cache", "batch", "decode step (ms)", "decode (tokens/s)", "KV memory (GB)",
+    "peak GPU memory (GB)"])
 
 # %% name="record-gpu-reading"
 recorded = records.load("gpu_kv_cache")

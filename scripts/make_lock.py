@@ -15,11 +15,25 @@ LOCK = ROOT / "requirements.lock"
 TRIED = ["torch==2.13.0", "numpy==2.2.6", "transformers==5.23.0"]
 
 
-def package(line):
+def package(line: str) -> str:
+    """Name of the package that a line pins.
+
+    Args:
+        line: of a requirements file, such as "torch==2.13.0 ; sys_platform == 'linux'".
+
+    Returns:
+        Such as "torch".
+    """
     return re.split(r"[=\[ ]", line)[0]
 
 
-def main():
+def main() -> None:
+    """Write requirements.lock.
+
+    Raises:
+        CalledProcessError: uv found no versions that go together, or could not reach the package index.
+        FileNotFoundError: uv is not installed.
+    """
     tried = ROOT / "build" / "tried.txt"
     tried.parent.mkdir(exist_ok=True)
     tried.write_text("\n".join(TRIED) + "\n")

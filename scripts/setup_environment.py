@@ -21,37 +21,78 @@ PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python
 STAMP = ENVIRONMENT / "course-setup.json"
 
 
-def run(*command):
+def run(*command: str | Path) -> None:
+    """Run a command in the repository's root.
+
+    Args:
+        *command: the program and its arguments.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
     subprocess.run([str(part) for part in command], check=True, cwd=ROOT)
 
 
-def pip(*arguments):
+def pip(*arguments: str | Path) -> None:
+    """Run the pip of the virtual environment.
+
+    Args:
+        *arguments: of pip.
+
+    Raises:
+        CalledProcessError: it failed.
+    """
     run(PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments)
 
 
-def check_interpreter():
+def check_interpreter() -> None:
+    """Stop, with a line that says what to do, when this Python is too old or too new.
+
+    Raises:
+        SystemExit: it is.
+    """
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
         found = ".".join(map(str, sys.version_info[:3]))
         sys.exit(f"This course needs Python 3.11, 3.12 or 3.13, and {sys.executable} is {found}. "
                  "Name another one: make setup PYTHON=python3.11")
 
 
-def fingerprint():
-    """Changes when what should be installed changes."""
+def fingerprint() -> str:
+    """Changes when what should be installed changes.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for path in (LOCK, ROOT / "pyproject.toml", Path(__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def read_stamp():
+def read_stamp() -> dict:
+    """What the last complete set-up noted.
+
+    Returns:
+        "fingerprint" and "extras"; {} when there was no set-up.
+    """
     try:
         return json.loads(STAMP.read_text())
     except (OSError, ValueError):
         return {}
 
 
-def locked_version(package):
+def locked_version(package: str) -> str:
+    """The version of a package that requirements.lock pins.
+
+    Args:
+        package: its name.
+
+    Returns:
+        The version, such as "2.13.0".
+
+    Raises:
+        SystemExit: there is no such pin.
+    """
     for line in LOCK.read_text().splitlines():
         name, _, version = line.partition(";")[0].strip().partition("==")
         if name == package:
@@ -59,18 +100,29 @@ def locked_version(package):
     sys.exit(f"{LOCK.name} pins no {package}: make the lock file again with `make lock`.")
 
 
-def attempt(*command):
-    """Run a command whose failure only means that the next way is tried."""
+def attempt(*command: str | Path) -> bool:
+    """Run a command, quietly, whose failure only means that the next way is tried.
+
+    Args:
+        *command: the program and its arguments.
+
+    Returns:
+        True when it succeeded.
+    """
     command = [str(part) for part in command]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return done.returncode == 0
 
 
-def install_torch():
-    """The smallest build of torch that fits the machine.
+def install_torch() -> None:
+    """Install the smallest build of torch that fits the machine.
 
     torch comes first and alone: pip must not look for it while it resolves the rest, or it may
     fetch the CUDA build and several GB of libraries that belong to it.
+
+    Raises:
+        SystemExit: requirements.lock pins no torch.
+        CalledProcessError: no build could be installed.
     """
     version = locked_version("torch")
     probe = [str(PYTHON), "-c", "import importlib.metadata as m; print(m.version('torch'))"]
@@ -90,7 +142,13 @@ def install_torch():
     pip("install", "-c", LOCK, f"torch=={version}")
 
 
-def main():
+def main() -> None:
+    """Set up what is missing or out of date.
+
+    Raises:
+        SystemExit: this Python does not fit, or the lock file is broken.
+        CalledProcessError: a command failed.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--extras", default="", help="comma-separated extras of pyproject.toml")
     parser.add_argument("--no-model", action="store_true", help="install only, fetch no model and no text")

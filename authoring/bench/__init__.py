@@ -12,15 +12,32 @@ Figures of one bench are measured in one run, one after the other, and read as r
 
 import importlib
 import pkgutil
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
 
 
 def names() -> list[str]:
-    """Names of all benches."""
+    """Names of all benches.
+
+    Returns:
+        The names in order.
+    """
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
-def load(name: str):
-    """The bench's module. Raises ValueError for an unknown name or a module that is no bench."""
+def load(name: str) -> ModuleType:
+    """The module of a bench.
+
+    Args:
+        name: of the bench.
+
+    Returns:
+        The module, with `TITLE` and `bench`.
+
+    Raises:
+        ValueError: unknown name, or a module that is no bench.
+    """
     if name not in names():
         raise ValueError(f"no bench {name!r}: there are {', '.join(names()) or 'none'}.")
     module = importlib.import_module(f"{__name__}.{name}")
@@ -30,14 +47,21 @@ def load(name: str):
     return module
 
 
-def resume(name: str, title: str, runs: dict, measure) -> list[dict]:
+def resume(
+    name: str, title: str, runs: dict[tuple, dict[str, Any]], measure: Callable[..., dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The rows of a bench that takes long: those that its record holds are not measured again.
 
-    name   of the record, "bench_..."
-    runs   {arguments of measure: what names the row}, a tuple and a dict, in the order of the table
-    measure  called as measure(*arguments), returns the rest of the row
-
     Each new row is kept at once, so the run can be interrupted.
+
+    Args:
+        name: of the record, "bench_...".
+        title: of the table.
+        runs: arguments of `measure` -> what names the row, in the order of the table.
+        measure: called as measure(*arguments), returns the rest of the row.
+
+    Returns:
+        All rows, in the order of `runs`.
     """
     from course_utils import records
 
@@ -53,16 +77,34 @@ def resume(name: str, title: str, runs: dict, measure) -> list[dict]:
     return list(rows.values())
 
 
-def with_ratio(rows: list[dict], column: str | None) -> list[dict]:
-    """Rows with a column "ratio": `column` divided by its value in the first row."""
+def with_ratio(rows: list[dict[str, Any]], column: str | None) -> list[dict[str, Any]]:
+    """Rows with a column "ratio": a column divided by its value in the first row.
+
+    Args:
+        rows: of a table.
+        column: the column to divide; None adds nothing.
+
+    Returns:
+        New rows, or the same when nothing is added.
+    """
     if not column or not rows:
         return rows
     base = rows[0][column]
     return [row | {"ratio": row[column] / base} for row in rows]
 
 
-def main(chosen=()) -> int:
-    """Run the benches (all when none is chosen), print tables, write recorded/bench_<name>.json."""
+def main(chosen: Sequence[str] = ()) -> int:
+    """Run benches, print their tables and write recorded/bench_<name>.json.
+
+    Args:
+        chosen: names of benches; all when empty.
+
+    Returns:
+        The exit code: 1 when a bench failed. The others still run.
+
+    Raises:
+        ValueError: unknown name, or a module that is no bench.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -97,7 +139,7 @@ def main(chosen=()) -> int:
     return int(failed)
 
 
-def _figure(value) -> str:
+def _figure(value: Any) -> str:
     if isinstance(value, bool | str) or value is None:
         return str(value)
     if isinstance(value, list | dict):

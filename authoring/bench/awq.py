@@ -12,10 +12,12 @@ import os
 import tempfile
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from course_utils import data, measure, models
 from course_utils.quantize import affine, awq, awq_format, layerwise
@@ -29,7 +31,11 @@ HELDOUT_TOKENS, WINDOW = 2048, 512
 
 
 def bench() -> list[dict]:
-    """One row for GPTQModel, one for ours, and the two baselines."""
+    """AWQ by GPTQModel and by our code, and the two baselines.
+
+    Returns:
+        One row for each: perplexity, seconds, peak memory in MB.
+    """
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
     _, tokenizer = models.load_lm()
     text = data.wikipedia_tokens(tokenizer, "calibration", CALIBRATION_TOKENS)
@@ -56,7 +62,9 @@ def bench() -> list[dict]:
     return rows
 
 
-def _timed(work, load=lambda: models.load_lm()[0]):
+def _timed(
+    work: Callable[[nn.Module], object], load: Callable[[], nn.Module] = lambda: models.load_lm()[0]
+) -> tuple[nn.Module, float, float, float]:
     """(model, wall seconds, CPU seconds of all threads, peak memory in MB) of the work, loading left out."""
     model = load()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -65,11 +73,11 @@ def _timed(work, load=lambda: models.load_lm()[0]):
     return model, time.perf_counter() - wall, max(time.process_time() - cpu, 1e-9), peak.peak / 1e6
 
 
-def _ours(text):
+def _ours(text: torch.Tensor) -> tuple[nn.Module, float, float, float]:
     return _timed(lambda model: awq.awq(model, text, SCHEME, search_tokens=text.numel(), progress=False))
 
 
-def _gptqmodel(text):
+def _gptqmodel(text: torch.Tensor) -> tuple[nn.Module, float, float, float]:
     from gptqmodel import BACKEND, GPTQModel
     from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
     from gptqmodel.quantization.config import FORMAT, AWQConfig
@@ -91,7 +99,7 @@ def _gptqmodel(text):
         return _read(Path(folder) / "checkpoint"), wall, cpu, peak
 
 
-def _mend_scale_search():
+def _mend_scale_search() -> None:
     """Let GPTQModel 7.6's search for scales keep a real copy of the weights.
 
     It tries 20 scales and puts the weights back after each one, from a copy made by .to(float32).cpu(). For
@@ -108,7 +116,7 @@ def _mend_scale_search():
         awq_processor.AWQProcessor._compute_best_scale = awq_processor._compute_best_scale
 
 
-def _read(folder):
+def _read(folder: Path) -> nn.Module:
     """The FP32 model that an AWQ checkpoint stands for."""
     tensors = {}
     for file in sorted(folder.glob("*.safetensors")):

@@ -8,8 +8,11 @@ are this machine's.
 import math
 import statistics
 import time
+from collections.abc import Iterator
 
 from scipy import stats
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from course_utils import data, distill, finetune, measure, records
 
@@ -30,15 +33,23 @@ METHODS = {
 FEWER = (PLAIN, "soft answers", "all together")  # with two layers
 
 
-def runs():
-    """(what, layers) of all rows: the teacher, then each kind of student."""
+def runs() -> Iterator[tuple[str, int]]:
+    """All rows: the teacher, then each kind of student.
+
+    Yields:
+        (what, layers) of a row.
+    """
     yield TEACHER, 6
     yield from ((name, 3) for name in METHODS)
     yield from ((name, 2) for name in FEWER)
 
 
 def bench() -> list[dict]:
-    """All rows, measuring those that the record does not hold."""
+    """All rows, measuring those that the record does not hold.
+
+    Returns:
+        One row for the teacher and for each kind of student, see `row`.
+    """
     kept = records.load(NAME)
     rows = kept["results"]["rows"] if kept else []
     done = {(row["what"], row["layers"]) for row in rows}
@@ -60,8 +71,27 @@ def bench() -> list[dict]:
     return rows
 
 
-def student_after(name: str, layers: list[int], teacher, tokenizer, training, seed: int):
-    """A trained student of one kind."""
+def student_after(
+    name: str,
+    layers: list[int],
+    teacher: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    training: list[tuple[str, int]],
+    seed: int,
+) -> nn.Module:
+    """A trained student of one kind.
+
+    Args:
+        name: which kind, of `METHODS`.
+        layers: numbers of the teacher's layers that it has.
+        teacher: a sentence classifier.
+        tokenizer: the teacher's own.
+        training: pairs (text, label).
+        seed: order of the sentences and dropout; new weights too, if it starts from scratch.
+
+    Returns:
+        The student.
+    """
     student, frozen = distill.make_student(teacher, layers), ("embeddings",)
     if name == SCRATCH:
         student, frozen = distill.from_scratch(student, seed), ()
@@ -74,8 +104,20 @@ def student_after(name: str, layers: list[int], teacher, tokenizer, training, se
     return student
 
 
-def row(name: str, layers: int, found: list[float], minutes: float, model) -> dict:
-    """One line of the table; "+-" is half of the 95 % interval of the mean over seeds (Student's t)."""
+def row(name: str, layers: int, found: list[float], minutes: float, model: nn.Module) -> dict:
+    """One line of the table.
+
+    Args:
+        name: what was measured.
+        layers: how many it has.
+        found: accuracy from 0 to 1, one for each seed.
+        minutes: how long one seed took.
+        model: one of the models, for its bytes.
+
+    Returns:
+        The line. Accuracy is in percent; "+-" is half of the 95 % interval of the mean over seeds (Student's
+        t), None for one seed.
+    """
     half = None
     if len(found) > 1:
         error = statistics.stdev(found) / math.sqrt(len(found))

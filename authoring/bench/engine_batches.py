@@ -11,9 +11,11 @@ COLUMNS = ("engine", "batch", "threads", "prefill (tokens/s)", "decode (tokens/s
 
 
 def bench() -> list[dict]:
-    """A row for each installed engine and batch; rates count the tokens of all sequences.
+    """Run each installed engine with each batch.
 
-    An engine that reads one sequence at a time has the row of batch 1 only.
+    Returns:
+        A row for each engine and batch; rates count the tokens of all sequences. An engine that reads one
+        sequence at a time has the row of batch 1 only.
     """
     _, tokenizer = models.load_lm()
     text = data.wikipedia_tokens(tokenizer, "heldout", 4096).tolist()

@@ -10,9 +10,12 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from course_utils import data, engines, measure, models
@@ -28,7 +31,12 @@ NEAREST, FP32 = "round to nearest", "FP32"
 
 
 def bench() -> list[dict]:
-    """Rows for GPTQModel and ours, each with two settings, round to nearest, FP32 and AutoGPTQ."""
+    """GPTQ by GPTQModel and by our code, each with two settings, round to nearest, FP32 and AutoGPTQ.
+
+    Returns:
+        One row for each: perplexity, seconds, peak memory in MB. AutoGPTQ's is missing when it is not
+        installed.
+    """
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(os.cpu_count() or 1))
     _, tokenizer = models.load_lm()
     calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", CALIBRATION_TOKENS), WINDOW)
@@ -64,7 +72,7 @@ def bench() -> list[dict]:
     return rows + _auto_gptq(calibration, heldout, rows[0])
 
 
-def _auto_gptq(calibration, heldout, like):
+def _auto_gptq(calibration: torch.Tensor, heldout: torch.Tensor, like: dict[str, Any]) -> list[dict]:
     """AutoGPTQ's row; none when its environment is not installed."""
     answer = engines.run("auto-gptq", {
         "task": "quantize", "model": str(models.embedded_lm()), "tokens": calibration.tolist(),
@@ -84,7 +92,9 @@ def _auto_gptq(calibration, heldout, like):
     }]
 
 
-def _timed(load, work):
+def _timed(
+    load: Callable[[], nn.Module], work: Callable[[nn.Module], nn.Module | None]
+) -> tuple[nn.Module, float, float, float]:
     """(model, wall seconds, CPU seconds of all threads, peak memory in MB) of the work, loading left out."""
     model = load()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -94,23 +104,25 @@ def _timed(load, work):
     return (model if result is None else result), wall, max(cpu, 1e-9), peak.peak / 1e6
 
 
-def _ours(calibration, **settings):
-    def work(model):
+def _ours(calibration: torch.Tensor, **settings: Any) -> tuple[nn.Module, float, float, float]:
+    def work(model: nn.Module) -> None:
         gptq.quantize_model(model, calibration, SCHEME, damping=DAMPING, **settings)
 
     return _timed(lambda: models.load_lm()[0], work)
 
 
-def _nearest():
+def _nearest() -> tuple[nn.Module, float, float, float]:
     return _timed(lambda: models.load_lm()[0], lambda model: layerwise.round_to_nearest(model, SCHEME))
 
 
-def _gptqmodel(calibration, static_groups=False):
+def _gptqmodel(
+    calibration: torch.Tensor, static_groups: bool = False
+) -> tuple[nn.Module, float, float, float]:
     from gptqmodel import GPTQModel, QuantizeConfig
 
     examples = [{"input_ids": window.tolist(), "attention_mask": [1] * WINDOW} for window in calibration]
 
-    def load(folder=None):
+    def load(folder: Path | None = None) -> nn.Module:
         folder = str(folder or models.embedded_lm())
         # One for each model: loading writes into it.
         settings = QuantizeConfig(bits=SCHEME.bits, group_size=SCHEME.group, sym=SCHEME.symmetric,
@@ -119,7 +131,7 @@ def _gptqmodel(calibration, static_groups=False):
         return GPTQModel.load(folder, settings, dtype=torch.float32, device="cpu")
 
     with tempfile.TemporaryDirectory() as folder:
-        def work(model):
+        def work(model: nn.Module) -> None:
             model.quantize(examples, batch_size=4)
 
         # Its first run on a machine compiles an extension. That is done once, so it is not counted.
@@ -133,8 +145,8 @@ def _gptqmodel(calibration, static_groups=False):
         return checkpoint.load(Path(folder) / "checkpoint")[0], wall, cpu, peak
 
 
-def _tiny_model(folder):
-    """A random Llama with the tokenizer of the real model."""
+def _tiny_model(folder: Path) -> None:
+    """Save a random Llama with the tokenizer of the real model."""
     _, tokenizer = models.load_lm()
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=1,

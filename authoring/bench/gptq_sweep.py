@@ -37,11 +37,16 @@ KEYS = ("method", "bits", "group", "symmetric", "order", "static groups", "dampi
 
 
 def bench() -> list[dict]:
-    """All rows, measuring those that the record does not hold."""
+    """All rows, measuring those that the record does not hold.
+
+    Returns:
+        One row for each of `RUNS`.
+    """
     return resume(NAME, TITLE, {run: dict(zip(KEYS, run, strict=True)) for run in RUNS}, _measure)
 
 
-def _measure(method, bits, group, symmetric, order, static_groups, damping, tokens, text):
+def _measure(method: str, bits: int, group: int | None, symmetric: bool, order: str, static_groups: bool,
+             damping: float, tokens: int, text: int) -> dict:
     model, tokenizer = models.load_lm()
     heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT_TOKENS)
     if method == RTN:

@@ -1,9 +1,10 @@
 """Our caches beside those of transformers: the same prompt in turns, perplexity through each."""
 
 import statistics
+from collections.abc import Callable
 
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from course_utils import data, measure, models
 from course_utils.kvcache import decoding, sizes
@@ -19,8 +20,15 @@ HELDOUT, WINDOW, CHUNK = 2048, 512, 32
 RECENT = 32
 
 
-def kinds(model) -> dict:
-    """Name -> zero-argument callable that makes an empty cache with room for a window."""
+def kinds(model: PreTrainedModel) -> dict[str, Callable[[], Cache]]:
+    """What is compared.
+
+    Args:
+        model: the model that the caches are for.
+
+    Returns:
+        Name -> zero-argument callable that makes an empty cache with room for a window.
+    """
     config = model.config
     return {
         "transformers DynamicCache": lambda: DynamicCache(config=config),
@@ -36,7 +44,11 @@ def kinds(model) -> dict:
 
 
 def bench() -> list[dict]:
-    """One row for each kind: seconds of a greedy continuation, bytes held, perplexity through it."""
+    """Decode through each kind of cache.
+
+    Returns:
+        One row for each kind: seconds of a greedy continuation, MB held, perplexity through it.
+    """
     model, tokenizer = models.load_lm()
     heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT)
     prompt = heldout[None, :PROMPT]
@@ -47,7 +59,7 @@ def bench() -> list[dict]:
         for name, make in made.items():
             cache, texts = make(), []
 
-            def run(cache=cache, texts=texts):
+            def run(cache: Cache = cache, texts: list[torch.Tensor] = texts) -> None:
                 texts.append(decoding.greedy(model, prompt, NEW_TOKENS, cache))
 
             seconds[name].append(measure.latency(run, warmup=0, repeats=1).median)

@@ -10,17 +10,21 @@ RATIO_OF = "median (s)"
 
 
 def bench() -> list[dict]:
-    """One row for bitsandbytes, one for ours: seconds, bytes stored, and how many weights differ."""
+    """Quantize and read back, by bitsandbytes and by our code.
+
+    Returns:
+        One row for each: seconds, MB stored, and how many weights differ.
+    """
     model, _ = models.load_lm()
     linears = [m for m in model.model.layers[:3].modules() if isinstance(m, torch.nn.Linear)]
     weights = [linear.weight.detach() for linear in linears]
 
-    def theirs():
+    def theirs() -> tuple[list[torch.Tensor], int]:
         stored = [bnb.quantize_4bit(w, blocksize=64, quant_type="nf4") for w in weights]
         size = sum(packed.nbytes + state.absmax.nbytes for packed, state in stored)
         return [bnb.dequantize_4bit(packed, state) for packed, state in stored], size
 
-    def ours():
+    def ours() -> tuple[list[torch.Tensor], int]:
         stored = [formats.quantize(w, formats.NF4) for w in weights]
         return [q.dequantize() for q in stored], sum(q.nbytes for q in stored)
 

@@ -11,7 +11,14 @@ LAYERS, TOKENS = 2, 8
 
 
 def bench() -> list[dict]:
-    """One row for each graph: its inputs and outputs, or why there is no graph."""
+    """Export graphs and look at them.
+
+    Returns:
+        One row for each graph: its inputs and outputs, or why there is no graph.
+
+    Raises:
+        CourseError: the engine onnxruntime is not installed, or it failed.
+    """
     engine = engines.find("onnxruntime")
     files = export.prepared(engine)
     if files is None:

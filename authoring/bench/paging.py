@@ -17,7 +17,11 @@ MEMORIES = {
 
 
 def bench() -> list[dict]:
-    """One row for each way to give out memory; "ratio" is steps against blocks of 16."""
+    """Serve the trace from each memory.
+
+    Returns:
+        One row for each way to give out memory; "ratio" is steps against blocks of 16.
+    """
     requests = trace.make_trace(200)
     rows = []
     for name, make in MEMORIES.items():

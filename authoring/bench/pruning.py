@@ -5,8 +5,10 @@ any machine within rounding; no time is measured here.
 """
 
 import gc
+from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from authoring.bench import resume
 from course_utils import data, measure, models
@@ -23,8 +25,13 @@ RANDOM, LAYER, GLOBAL, WANDA, SPARSEGPT = (
 METHODS = (RANDOM, LAYER, GLOBAL, WANDA, SPARSEGPT)
 
 
-def runs():
-    """(method, sparsity, damping) of all rows."""
+def runs() -> Iterator[tuple[str, float | tuple[int, int], float | None]]:
+    """All rows.
+
+    Yields:
+        (method, sparsity, damping) of a row. Sparsity is the share of zeros from 0 to 1, or a pattern such as
+        (2, 4).
+    """
     yield "dense", 0.0, None
     for damping in (0.01, DAMPING, 1.0):
         yield SPARSEGPT, 0.5, damping
@@ -38,13 +45,17 @@ def runs():
 
 
 def bench() -> list[dict]:
-    """All rows, measuring those that the record does not hold."""
+    """All rows, measuring those that the record does not hold.
+
+    Returns:
+        One row for each of `runs`.
+    """
     names = {run: {"method": run[0], "sparsity": unstructured.describe(run[1]), "damping": run[2]}
              for run in runs()}
     return resume(NAME, TITLE, names, _measure)
 
 
-def _measure(method, sparsity, damping):
+def _measure(method: str, sparsity: float | tuple[int, int], damping: float | None) -> dict:
     model, tokenizer = models.load_lm()
     text = data.windows(data.wikipedia_tokens(tokenizer, "calibration", CALIBRATION_TOKENS), WINDOW)
     heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT_TOKENS)
@@ -58,8 +69,17 @@ def _measure(method, sparsity, damping):
             "window": WINDOW, "calibration tokens": text.numel() if fitted else 0}
 
 
-def prune(model, method, sparsity, text, damping):
-    """Prune the model in place by the named method; "dense" leaves it as it is."""
+def prune(model: nn.Module, method: str, sparsity: float | tuple[int, int], text: torch.Tensor,
+          damping: float | None) -> None:
+    """Prune a model in place.
+
+    Args:
+        model: a causal language model.
+        method: one of `METHODS`; "dense" leaves the model as it is.
+        sparsity: share of zeros from 0 to 1, or a pattern such as (2, 4).
+        text: int64 [windows, tokens], for the methods that look at inputs.
+        damping: of SparseGPT; None for the other methods.
+    """
     generator = torch.Generator().manual_seed(0)
     scores = {RANDOM: lambda _, weight: unstructured.random_score(weight, generator)}
     if method == WANDA:

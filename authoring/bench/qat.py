@@ -2,7 +2,7 @@
 
 import copy
 
-from course_utils import data, finetune
+from course_utils import data, finetune, measure
 from course_utils.quantize import qat
 
 TITLE = "MiniLM on movie sentences, W2A8 after so many QAT steps; accuracy on 1,000 held-out sentences"
@@ -15,7 +15,11 @@ SETTINGS = {
 
 
 def bench() -> list[dict]:
-    """One row for each setting and number of steps. Each run starts anew: its schedule ends with it."""
+    """Train with each setting for each number of steps. Each run starts anew: its schedule ends with it.
+
+    Returns:
+        One row for each setting and number of steps, and one for FP32.
+    """
     base, tokenizer = finetune.load_classifier()
     training, heldout = data.reviews("train"), data.reviews("test")[:HELDOUT]
     rows = [_row("FP32", 0, 0.0, finetune.evaluate(base, tokenizer, heldout))]
@@ -31,6 +35,6 @@ def bench() -> list[dict]:
     return rows
 
 
-def _row(name: str, steps: int, minutes: float, result) -> dict:
+def _row(name: str, steps: int, minutes: float, result: measure.Accuracy) -> dict:
     return {"what": name, "steps": steps, "minutes": minutes, "accuracy": result.value, "low": result.low,
             "high": result.high, "sentences": result.total}

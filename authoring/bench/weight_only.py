@@ -4,6 +4,10 @@ Takes about ten minutes on two cores. Each row is kept as soon as it is measured
 not measured again, so the run can be interrupted. The lesson on AWQ draws its table and picture from it.
 """
 
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
 from authoring.bench import resume
 from course_utils import data, formats, measure, models
 from course_utils.quantize import affine, awq, gptq, hqq, layerwise
@@ -23,11 +27,15 @@ for bits, group in [(3, 64), (4, 64), (4, None)]:  # with zero points: HQQ has n
 
 
 def bench() -> list[dict]:
-    """All rows, measuring those that the record does not hold."""
+    """All rows, measuring those that the record does not hold.
+
+    Returns:
+        One row for each of `RUNS`.
+    """
     return resume(NAME, TITLE, {run: _names(*run) for run in RUNS}, _measure)
 
 
-def _names(method, bits, group, symmetric):
+def _names(method: str, bits: int, group: int | None, symmetric: bool) -> dict:
     row = {"method": method, "bits": bits, "group": group, "symmetric": symmetric,
            "text": f"{HELDOUT_TOKENS} held-out, {CALIBRATION_TOKENS} calibration tokens"}
     if method == GPTQ:
@@ -35,7 +43,7 @@ def _names(method, bits, group, symmetric):
     return row
 
 
-def _measure(method, bits, group, symmetric):
+def _measure(method: str, bits: int, group: int | None, symmetric: bool) -> dict:
     model, tokenizer = models.load_lm()
     heldout = data.wikipedia_tokens(tokenizer, "heldout", HELDOUT_TOKENS)
     text = data.wikipedia_tokens(tokenizer, "calibration", CALIBRATION_TOKENS)
@@ -60,6 +68,6 @@ def _measure(method, bits, group, symmetric):
             "window": WINDOW, "calibration tokens": text.numel()}
 
 
-def _each_weight(model, change):
+def _each_weight(model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
     for linear in layerwise.block_linears(model).values():
         linear.weight.data.copy_(change(linear.weight.detach()))

@@ -9,7 +9,8 @@ import sys
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0", "::ffff:127.")
 
 
-def _refuse(event, args):
+def _refuse(event: str, args: tuple) -> None:
+    """Raise when Python is about to look up or to reach another machine: a hook of `sys.addaudithook`."""
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
         host = args[1][0] if isinstance(args[1], tuple) else None  # a path is a local socket
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):

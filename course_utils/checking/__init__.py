@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+from typing import Any
 
 from course_utils.checking.judge import judge as _judge
 from course_utils.checking.spec import (
@@ -31,8 +32,8 @@ MODULES: dict[str, str] = {}
 PACKAGE = "course_utils.exercises"
 
 
-def check(id: str, answer) -> None:
-    """Check a learner's answer and say what came of it. Shows text, returns nothing.
+def check(id: str, answer: Any) -> None:
+    """Check a learner's answer and show what came of it.
 
     Args:
         id: the lesson's key and a name, such as "one_token.parameter_count".
@@ -40,6 +41,7 @@ def check(id: str, answer) -> None:
 
     Raises:
         ValueError: no exercise has this id.
+        RuntimeError: the exercise itself is broken.
         AssertionError: the answer did not pass, and nbgrader is running (the variable NBGRADER_EXECUTION).
     """
     result = judge(id, answer)
@@ -48,13 +50,35 @@ def check(id: str, answer) -> None:
         raise AssertionError(result.message)
 
 
-def judge(id: str, answer) -> Result:
-    """`check` without showing anything: returns the `Result`. Raises ValueError for an unknown id."""
+def judge(id: str, answer: Any) -> Result:
+    """`check` without showing anything.
+
+    Args:
+        id: as in `check`.
+        answer: as in `check`.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        ValueError: no exercise has this id.
+        RuntimeError: the exercise itself is broken.
+    """
     return _judge(find(id), answer, id)
 
 
 def find(id: str) -> Exercise | Prediction:
-    """The exercise with this id ("one_token.parameter_count"). Raises ValueError when there is none."""
+    """The exercise with an id.
+
+    Args:
+        id: the lesson's key and a name, such as "one_token.parameter_count".
+
+    Returns:
+        The exercise or the prediction.
+
+    Raises:
+        ValueError: there is none.
+    """
     lesson, _, name = str(id).partition(".")
     exercises = load(lesson)
     if name not in exercises:
@@ -66,7 +90,17 @@ def find(id: str) -> Exercise | Prediction:
 
 
 def load(lesson: str) -> dict[str, Exercise | Prediction]:
-    """All exercises of a lesson ("gptq") by name. Raises ValueError when the lesson has none."""
+    """All exercises of a lesson.
+
+    Args:
+        lesson: its key, such as "gptq".
+
+    Returns:
+        Name -> exercise or prediction.
+
+    Raises:
+        ValueError: the lesson has none, or two of one name.
+    """
     module_name = MODULES.get(lesson, f"{PACKAGE}.{lesson}")
     if lesson not in MODULES and (not lesson.isidentifier() or importlib.util.find_spec(module_name) is None):
         raise ValueError(f"no exercises for lesson {lesson!r}: an id is like 'one_token.parameter_count'.")

@@ -4,8 +4,9 @@ import dataclasses
 import math
 import numbers
 import reprlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from types import GeneratorType
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +14,26 @@ import torch
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """What was expected and what came, as short texts for a learner."""
+    """Where an answer and what was expected part, as short texts for a learner.
+
+    Attributes:
+        expected: what was expected.
+        came: what came.
+    """
 
     expected: str
     came: str
 
 
-def difference(expected, came, *, rtol=1e-5, atol=1e-8, exact_dtype=False, path=""):
+def difference(
+    expected: Any,
+    came: Any,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-8,
+    exact_dtype: bool = False,
+    path: str = "",
+) -> Difference | None:
     """First difference between two values, or None when they agree.
 
     Floats agree when ``|came - expected| <= atol + rtol * |expected|`` and NaN agrees with NaN. Integers,
@@ -27,8 +41,16 @@ def difference(expected, came, *, rtol=1e-5, atol=1e-8, exact_dtype=False, path=
     (bool, integer, float, complex), or the very same dtype with `exact_dtype`. A 0-dimensional tensor counts
     as a number, and a list as a tuple. Containers and dataclasses are compared element by element.
 
+    Args:
+        expected: the right value.
+        came: the value to compare with it.
+        rtol: relative tolerance for floats.
+        atol: absolute tolerance for floats.
+        exact_dtype: True when the dtype itself must be the same, not only its kind.
+        path: where the values stand inside a larger one, such as "[0]['mean']"; named in the texts.
+
     Returns:
-        `Difference` or None.
+        The first difference, or None.
     """
     options = {"rtol": rtol, "atol": atol, "exact_dtype": exact_dtype}
     if expected is None or came is None:
@@ -69,8 +91,15 @@ def difference(expected, came, *, rtol=1e-5, atol=1e-8, exact_dtype=False, path=
     return None if type(came) is type(expected) and came == expected else differ(expected, came, path)
 
 
-def describe(value) -> str:
-    """A value in a few words: shape and dtype for tensors, a shortened repr for the rest. Never raises."""
+def describe(value: Any) -> str:
+    """A value in a few words. Never raises.
+
+    Args:
+        value: any value, also one whose own methods raise.
+
+    Returns:
+        Shape and dtype of a tensor or array, a shortened repr of the rest.
+    """
     try:
         if isinstance(value, torch.Tensor | np.ndarray):
             kind = "tensor" if isinstance(value, torch.Tensor) else "array"
@@ -94,19 +123,41 @@ def describe(value) -> str:
 
 
 def shorten(text: str, limit: int = 120) -> str:
-    """`text` on one line, cut in the middle to at most `limit` characters."""
+    """A text on one line, cut in the middle.
+
+    Args:
+        text: any text.
+        limit: characters that the result has at most.
+
+    Returns:
+        The shortened text.
+    """
     text = " ".join(text.split())
     half = (limit - 5) // 2
     return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
 
-def dtype_name(value) -> str:
-    """'float32' for a torch or numpy array of that dtype."""
+def dtype_name(value: torch.Tensor | np.ndarray) -> str:
+    """Name of a dtype, such as "float32".
+
+    Args:
+        value: a tensor or an array.
+
+    Returns:
+        The name, the same for torch and numpy.
+    """
     return str(value.dtype).removeprefix("torch.")
 
 
-def kind_of(value) -> str:
-    """The kind of dtype of a tensor or array: bool, integer, float, complex or other."""
+def kind_of(value: torch.Tensor | np.ndarray) -> str:
+    """The kind of dtype of a tensor or array.
+
+    Args:
+        value: a tensor or an array.
+
+    Returns:
+        "bool", "integer", "float", "complex" or "other".
+    """
     if isinstance(value, np.ndarray):
         return {"b": "bool", "i": "integer", "u": "integer", "f": "float", "c": "complex"}.get(
             value.dtype.kind, "other"
@@ -118,22 +169,54 @@ def kind_of(value) -> str:
     return "float" if value.dtype.is_floating_point else "integer"
 
 
-def is_scalar_tensor(value, dtype=None) -> bool:
-    """True for a 0-dimensional tensor (of `dtype`, if given)."""
+def is_scalar_tensor(value: Any, dtype: torch.dtype | None = None) -> bool:
+    """Whether a value is a 0-dimensional tensor.
+
+    Args:
+        value: any value.
+        dtype: if given, the tensor must have it.
+
+    Returns:
+        True when it is.
+    """
     return isinstance(value, torch.Tensor) and value.ndim == 0 and dtype in (None, value.dtype)
 
 
 def at(path: str) -> str:
+    """How a text about a part of a value begins.
+
+    Args:
+        path: where the part stands, as in `difference`.
+
+    Returns:
+        "at PATH: ", or nothing for the value itself.
+    """
     return f"at {path}: " if path else ""
 
 
-def differ(expected, came, path="") -> Difference:
-    """The `Difference` of two values that disagree as a whole."""
+def differ(expected: Any, came: Any, path: str = "") -> Difference:
+    """The difference of two values that disagree as a whole.
+
+    Args:
+        expected: the right value.
+        came: the other one.
+        path: where they stand, as in `difference`.
+
+    Returns:
+        Both values described.
+    """
     return Difference(at(path) + describe(expected), at(path) + describe(came))
 
 
-def as_number(value):
-    """`value` as a Python number, or None when it is none (a bool is none)."""
+def as_number(value: Any) -> int | float | complex | None:
+    """A value as a Python number.
+
+    Args:
+        value: any value; numbers of numpy and 0-dimensional tensors and arrays count as numbers.
+
+    Returns:
+        The number, or None when the value is none (a bool is none).
+    """
     if is_scalar_tensor(value) or (isinstance(value, np.ndarray) and value.ndim == 0):
         value = value.item()
     if isinstance(value, np.generic):
@@ -143,8 +226,18 @@ def as_number(value):
     return value
 
 
-def numbers_agree(expected, came, rtol: float, atol: float) -> bool:
-    """|came - expected| <= atol + rtol * |expected|, for real or complex numbers; NaN agrees with NaN."""
+def numbers_agree(expected: complex, came: complex, rtol: float, atol: float) -> bool:
+    """Whether |came - expected| <= atol + rtol * |expected|; NaN agrees with NaN.
+
+    Args:
+        expected: the right number: an integer, a float or a complex number.
+        came: the other one.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+
+    Returns:
+        True when the two agree.
+    """
     if came == expected:  # also infinities
         return True
     if any(isinstance(x, int) and abs(x) > 1e300 for x in (expected, came)):  # too large for a float
@@ -158,7 +251,7 @@ def numbers_agree(expected, came, rtol: float, atol: float) -> bool:
     return abs(came - expected) <= atol + rtol * abs(expected)
 
 
-def _number_difference(expected, came, rtol, atol, path):
+def _number_difference(expected: Any, came: Any, rtol: float, atol: float, path: str) -> Difference | None:
     wanted, number = as_number(expected), as_number(came)
     if number is None:
         return differ(expected, came, path)
@@ -168,7 +261,7 @@ def _number_difference(expected, came, rtol, atol, path):
     return None if agree else differ(wanted, number, path)
 
 
-def _array_difference(expected, came, path, **options):
+def _array_difference(expected: np.ndarray, came: Any, path: str, **options: Any) -> Difference | None:
     if not isinstance(came, np.ndarray):
         return differ(expected, came, path)
     if kind_of(expected) == "other":
@@ -182,11 +275,13 @@ def _array_difference(expected, came, path, **options):
     )
 
 
-def _from_numpy(array):
+def _from_numpy(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array))  # a copy: torch has no negative strides and no read-only arrays
 
 
-def _tensor_difference(expected, came, path, *, rtol, atol, exact_dtype):
+def _tensor_difference(
+    expected: torch.Tensor, came: torch.Tensor, path: str, *, rtol: float, atol: float, exact_dtype: bool
+) -> Difference | None:
     wrong_shape = expected.shape != came.shape
     wrong_kind = kind_of(expected) != kind_of(came) or (exact_dtype and expected.dtype != came.dtype)
     if came.is_meta or wrong_shape or wrong_kind:
@@ -207,7 +302,7 @@ def _tensor_difference(expected, came, path, *, rtol, atol, exact_dtype):
     )
 
 
-def _plain(tensor):
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """Dense CPU values in float64, or in int64: every dtype that a lesson uses fits in one of the two."""
     tensor = tensor.detach().cpu()
     tensor = tensor.to_dense() if tensor.layout != torch.strided else tensor
@@ -220,11 +315,13 @@ def _plain(tensor):
     return tensor.float().double() if tensor.dtype.itemsize < 4 else tensor.double()
 
 
-def _element(value) -> str:
+def _element(value: torch.Tensor) -> str:
     return f"{value.item():.8g}" if value.dtype == torch.float64 and value.ndim == 0 else str(value.tolist())
 
 
-def _sequence_difference(expected, came, path, options):
+def _sequence_difference(
+    expected: Sequence, came: Any, path: str, options: dict[str, Any]
+) -> Difference | None:
     if isinstance(came, str | bytes) or not isinstance(came, Sequence):
         return differ(expected, came, path)
     if len(expected) != len(came):
@@ -235,7 +332,9 @@ def _sequence_difference(expected, came, path, options):
     return None
 
 
-def _mapping_difference(expected, came, path, options):
+def _mapping_difference(
+    expected: Mapping, came: Any, path: str, options: dict[str, Any]
+) -> Difference | None:
     if not isinstance(came, Mapping):
         return differ(expected, came, path)
     if set(expected) != set(came):
@@ -249,9 +348,17 @@ def _mapping_difference(expected, came, path, options):
     return None
 
 
-def describe_keys(keys) -> str:
+def describe_keys(keys: Iterable[Any]) -> str:
+    """Keys of a mapping in a few words.
+
+    Args:
+        keys: the keys.
+
+    Returns:
+        Their reprs in order, shortened.
+    """
     return shorten(", ".join(sorted(map(repr, keys))))
 
 
-def _fields(instance) -> dict:
+def _fields(instance: Any) -> dict[str, Any]:
     return {field.name: getattr(instance, field.name) for field in dataclasses.fields(instance)}

@@ -5,6 +5,7 @@ Everything that a learner's code may do ends in a `Result` with a message, never
 
 import inspect
 import traceback
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,23 @@ from course_utils.checking import running
 from course_utils.checking.compare import Difference, describe, difference, shorten
 from course_utils.checking.predictions import judge_prediction
 from course_utils.checking.running import Outcome, TimeLimit, run, run_reference
-from course_utils.checking.spec import FAILED, NOT_ATTEMPTED, PASSED, Exercise, Prediction, Result
+from course_utils.checking.spec import FAILED, NOT_ATTEMPTED, PASSED, Case, Exercise, Prediction, Result
 
 
-def judge(exercise: Exercise | Prediction, answer, id: str) -> Result:
-    """Judge `answer` and return a `Result`. Raises only when the exercise itself is wrong (RuntimeError)."""
+def judge(exercise: Exercise | Prediction, answer: Any, id: str) -> Result:
+    """Judge an answer to an exercise.
+
+    Args:
+        exercise: what was asked.
+        answer: the learner's function or class, or the predicted number.
+        id: what the exercise is called in the message.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        RuntimeError: the exercise itself is broken: its reference does not do what a case says.
+    """
     if isinstance(exercise, Prediction):
         return judge_prediction(exercise, answer, id)
     if answer is None or answer is ...:
@@ -50,12 +63,12 @@ def judge(exercise: Exercise | Prediction, answer, id: str) -> Result:
     return _failed(id, len(cases), title, failures[first], advice, call)
 
 
-def _not_attempted(id, cases=0):
+def _not_attempted(id: str, cases: int = 0) -> Result:
     text = f"{id}: not attempted. Write your answer in the cell above, run it, then run this cell again."
     return Result(NOT_ATTEMPTED, cases, text)
 
 
-def _failed(id, cases, title, found, advice, call=""):
+def _failed(id: str, cases: int, title: str, found: Difference, advice: str, call: str = "") -> Result:
     lines = [f"{id}: failed{title}"]
     lines += [f"  called as: {call}"] * bool(call)
     lines += [f"  expected:  {found.expected}", f"  came:      {found.came}"]
@@ -63,11 +76,13 @@ def _failed(id, cases, title, found, advice, call=""):
     return Result(FAILED, cases, "\n".join(lines))
 
 
-def _count(n, noun):
+def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _outcome_difference(exercise, expected: Outcome, came: Outcome, case) -> Difference | None:
+def _outcome_difference(
+    exercise: Exercise, expected: Outcome, came: Outcome, case: Case
+) -> Difference | None:
     if case.raises is not None:
         if isinstance(came.error, case.raises):
             return None
@@ -78,7 +93,7 @@ def _outcome_difference(exercise, expected: Outcome, came: Outcome, case) -> Dif
     return found or _argument_difference(exercise, expected, came)
 
 
-def _values_difference(exercise, expected, came):
+def _values_difference(exercise: Exercise, expected: Any, came: Any) -> Difference | None:
     try:
         return difference(
             expected, came, rtol=exercise.rtol, atol=exercise.atol, exact_dtype=exercise.exact_dtype
@@ -87,7 +102,7 @@ def _values_difference(exercise, expected, came):
         return Difference(describe(expected), f"{describe(came)}, which cannot be compared ({error})")
 
 
-def _argument_difference(exercise, expected, came):
+def _argument_difference(exercise: Exercise, expected: Outcome, came: Outcome) -> Difference | None:
     """The argument that the answer changed in place although the reference does not, or changes otherwise."""
     try:
         bound = inspect.signature(exercise.reference).bind(*expected.arguments[0], **expected.arguments[1])
@@ -106,7 +121,7 @@ def _argument_difference(exercise, expected, came):
     return None
 
 
-def _changed(exercise, right, came) -> bool:
+def _changed(exercise: Exercise, right: Any, came: Any) -> bool:
     if isinstance(right, torch.nn.Module):
         return _changed(exercise, right.state_dict(), came.state_dict())
     if isinstance(right, torch.Tensor | np.ndarray):
@@ -120,7 +135,7 @@ def _changed(exercise, right, came) -> bool:
     return False  # anything else cannot be compared for certain
 
 
-def _describe_outcome(outcome):
+def _describe_outcome(outcome: Outcome) -> str:
     if outcome.error is None:
         return describe(outcome.value)
     if isinstance(outcome.error, TimeLimit):
@@ -135,26 +150,28 @@ def _describe_outcome(outcome):
     return text + (f"\n             in the line: {line}" if line else "")
 
 
-def _learners_line(error) -> str:
+def _learners_line(error: BaseException) -> str:
     """The line of the learner's code that raised: the innermost one outside of installed packages."""
     frames = traceback.extract_tb(error.__traceback__, limit=20)[1:]
     own = [f for f in frames if "site-packages" not in f.filename and f.filename != running.__file__]
     return shorten(own[-1].line or "") if own else ""
 
 
-def _call_text(exercise, case):
+def _call_text(exercise: Exercise, case: Case) -> str:
     args = [_short(value) for value in case.args]
     args += [f"{key}={_short(value)}" for key, value in case.kwargs.items()]
     return f"{exercise.name}({', '.join(args)})"
 
 
-def _short(value):
+def _short(value: Any) -> str:
     if isinstance(value, int | float | str | bool | None):
         return shorten(repr(value), 60)
     return f"<{shorten(describe(value), 80)}>"
 
 
-def _likely_mistake(exercise, cases, references, outcomes):
+def _likely_mistake(
+    exercise: Exercise, cases: list[Case], references: list[Outcome], outcomes: list[Outcome]
+) -> str | None:
     """Message of the planted mistake that answers as the learner does wherever it differs from the reference.
 
     Cases that must raise count only for mistakes that nothing else shows: a planted function need not repeat
@@ -176,7 +193,7 @@ def _likely_mistake(exercise, cases, references, outcomes):
     return best
 
 
-def _same_outcome(exercise, planted, came):
+def _same_outcome(exercise: Exercise, planted: Outcome, came: Outcome) -> bool:
     if planted.error is not None or came.error is not None:
         return type(planted.error) is type(came.error)
     found = _values_difference(exercise, planted.value, came.value)

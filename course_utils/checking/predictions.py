@@ -1,11 +1,22 @@
 """Judge a number (or a short text) that the learner predicted before it is measured."""
 
+from typing import Any
+
 from course_utils.checking.compare import as_number, describe, numbers_agree
 from course_utils.checking.spec import FAILED, NOT_ATTEMPTED, PASSED, Prediction, Result
 
 
-def judge_prediction(prediction: Prediction, value, id: str) -> Result:
-    """Judge the predicted `value`; the message never holds the answer unless the prediction passed."""
+def judge_prediction(prediction: Prediction, value: Any, id: str) -> Result:
+    """Judge a predicted value.
+
+    Args:
+        prediction: what was asked.
+        value: what the learner predicts; None or ... when nothing was predicted.
+        id: what the prediction is called in the message.
+
+    Returns:
+        What came of it. The message never holds the answer unless the prediction passed.
+    """
     if value is None or value is ...:
         text = f"{id}: not attempted. Write your prediction in the cell above: a guess costs nothing."
         return Result(NOT_ATTEMPTED, 1, text)
@@ -30,14 +41,14 @@ def judge_prediction(prediction: Prediction, value, id: str) -> Result:
     return Result(FAILED, 1, "\n  ".join(lines + [advice] * bool(advice)))
 
 
-def _as_number(value):
+def _as_number(value: Any) -> int | float | complex | None:
     try:
         return as_number(value)
     except Exception:  # an object that cannot even be asked for its type is no number
         return None
 
 
-def _judge_choice(prediction, right, value, id):
+def _judge_choice(prediction: Prediction, right: str, value: Any, id: str) -> Result:
     value = value if type(value) is str else describe(value)
     if value.strip().lower() == right.strip().lower():
         return Result(PASSED, 1, f"{id}: passed. It is {right!r}.")
@@ -50,7 +61,7 @@ def _judge_choice(prediction, right, value, id):
     return Result(FAILED, 1, "\n  ".join(lines))
 
 
-def _prediction_advice(prediction, wanted, number):
+def _prediction_advice(prediction: Prediction, wanted: float, number: float) -> str:
     for planted, message in prediction.mistakes:
         planted = as_number(planted() if callable(planted) else planted)
         if planted is not None and numbers_agree(planted, number, prediction.rtol, 0.0):
@@ -63,7 +74,7 @@ def _prediction_advice(prediction, wanted, number):
     return f"Hint: {prediction.hint}" if prediction.hint else ""
 
 
-def _how_far(wanted, number):
+def _how_far(wanted: float, number: float) -> str:
     """Too high or too low, and roughly by how much: enough to think again, not enough to copy."""
     side = "too high" if number > wanted else "too low"
     if not wanted * number > 0:  # of unlike sign, or zero, or zero against infinity
@@ -75,7 +86,7 @@ def _how_far(wanted, number):
     return f"{side}, by more than a factor of 100"
 
 
-def _figure(number):
+def _figure(number: float) -> str:
     if isinstance(number, int) or float(number).is_integer() and abs(number) < 1e15:
         return f"{int(number):,}"
     return f"{number:.4g}"

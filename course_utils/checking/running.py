@@ -10,27 +10,49 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
+from course_utils.checking.spec import Case, Exercise
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a call came to: a value or an error."""
+    """What a call came to: a value or an error.
+
+    Attributes:
+        value: what was returned; None when it raised.
+        error: what was raised, or None.
+        arguments: (args, kwargs) after the call.
+    """
 
     value: Any
     error: BaseException | None
-    arguments: tuple  # (args, kwargs) after the call
+    arguments: tuple
 
 
 class TimeLimit(BaseException):
     """Raised inside an answer that runs too long. No Exception: `except Exception` must not swallow it."""
 
 
-def run(exercise, function, case, quiet=False) -> Outcome:
-    """Call `function` on copies of the case's arguments. Raises nothing but KeyboardInterrupt."""
+def run(exercise: Exercise, function: Callable, case: Case, quiet: bool = False) -> Outcome:
+    """Call a function on copies of a case's arguments. Whatever it does becomes an outcome.
+
+    Args:
+        exercise: says how the function is called, and for how long at most.
+        function: the reference, a learner's answer or a planted mistake.
+        case: the arguments.
+        quiet: True drops what the function prints and its warnings.
+
+    Returns:
+        What the call came to.
+
+    Raises:
+        KeyboardInterrupt: the learner pressed stop. Nothing else is raised.
+    """
     args, kwargs = copy.deepcopy((case.args, case.kwargs))
     call = exercise.call or (lambda function, *args, **kwargs: function(*args, **kwargs))
     value = error = None
@@ -45,8 +67,20 @@ def run(exercise, function, case, quiet=False) -> Outcome:
     return Outcome(value, error, (args, kwargs))
 
 
-def run_reference(exercise, case, id) -> Outcome:
-    """`run` the exercise's own reference. Raises RuntimeError when that does not do what the case says."""
+def run_reference(exercise: Exercise, case: Case, id: str) -> Outcome:
+    """Call the exercise's own reference on a case.
+
+    Args:
+        exercise: the exercise.
+        case: the arguments, and whether they must raise.
+        id: what the exercise is called in the message of an error.
+
+    Returns:
+        What the call came to.
+
+    Raises:
+        RuntimeError: the reference does not do what the case says.
+    """
     outcome = run(exercise, exercise.reference, case, quiet=True)
     right = outcome.error is None if case.raises is None else isinstance(outcome.error, case.raises)
     if not right:
@@ -58,7 +92,7 @@ def run_reference(exercise, case, id) -> Outcome:
 
 
 @contextlib.contextmanager
-def _seeded():
+def _seeded() -> Iterator[None]:
     """The same random numbers for every call, and the learner's own sequences left as they were."""
     state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -73,7 +107,7 @@ def _seeded():
 
 
 @contextlib.contextmanager
-def _output(quiet):
+def _output(quiet: bool) -> Iterator[None]:
     """Keep the answer's prints, drop those of our own functions.
 
     Warnings go to stdout: nbgrader gives no points to a cell that writes to stderr.
@@ -89,13 +123,13 @@ def _output(quiet):
 
 
 @contextlib.contextmanager
-def _time_limit(seconds):
+def _time_limit(seconds: float) -> Iterator[None]:
     """Raise `TimeLimit` in the block after `seconds`, where the platform has interval timers."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(*_):
+    def stop(*_: object) -> None:
         raise TimeLimit(f"stopped after {seconds:g} seconds: does a loop never end?")
 
     before = signal.signal(signal.SIGALRM, stop)

@@ -11,17 +11,26 @@ class Case:
     """One call of the exercise's function: ``Case(*args, label="tied embeddings", **kwargs)``.
 
     Args:
+        *args: positional arguments of the call.
         label: what is special about this case, shown when it fails.
         raises: exception type that the function must raise on these arguments, or None.
+        **kwargs: named arguments of the call.
     """
 
-    def __init__(self, *args, label: str = "", raises: type[BaseException] | None = None, **kwargs):
+    def __init__(
+        self, *args: Any, label: str = "", raises: type[BaseException] | None = None, **kwargs: Any
+    ) -> None:
         self.args, self.kwargs, self.label, self.raises = args, kwargs, label, raises
 
 
 @dataclasses.dataclass(frozen=True)
 class Mistake:
-    """A mistake learners make: `message` is shown when an answer behaves as `function` does."""
+    """A mistake that learners make.
+
+    Attributes:
+        message: shown when an answer behaves as `function` does.
+        function: makes the mistake; takes the arguments of the reference.
+    """
 
     message: str
     function: Callable
@@ -31,16 +40,17 @@ class Mistake:
 class Exercise:
     """A function to write, judged against `reference` on `cases`.
 
-    Args:
+    Attributes:
         reference: the right function (or class).
         cases: zero-argument callable that builds the list of `Case`; seed whatever is random in it.
         mistakes: what learners are likely to do wrong, see `Mistake`.
-        rtol, atol: tolerance for floats; integers are compared exactly.
+        rtol: relative tolerance for floats; integers are compared exactly.
+        atol: absolute tolerance for floats.
         exact_dtype: True when the dtype itself is part of the answer (packed words), not only its kind.
         hint: shown when no mistake matches.
         call: ``call(thing, *args, **kwargs)`` does the work where `reference` is not simply called (a class).
         id: name after the lesson's key and a point; the name of `reference` unless given.
-        seconds: time limit of one case.
+        seconds: time limit of one case, in seconds.
     """
 
     reference: Callable
@@ -56,6 +66,7 @@ class Exercise:
 
     @property
     def name(self) -> str:
+        """What the exercise is called in its lesson."""
         return self.id or self.reference.__name__
 
 
@@ -63,7 +74,7 @@ class Exercise:
 class Prediction:
     """A number to predict before it is measured.
 
-    Args:
+    Attributes:
         id: name after the lesson's key and a point.
         answer: the number (or a short text to choose), or a zero-argument callable that returns it.
         rtol: relative tolerance around the answer.
@@ -81,12 +92,19 @@ class Prediction:
 
     @property
     def name(self) -> str:
+        """What the prediction is called in its lesson."""
         return self.id
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `judge` found: `status` is "passed", "failed" or "not attempted"; `cases` counts the cases."""
+    """What `judge` found.
+
+    Attributes:
+        status: "passed", "failed" or "not attempted".
+        cases: how many the exercise has; 1 for a prediction, 0 when there was no function to run.
+        message: text for the learner.
+    """
 
     status: str
     cases: int

@@ -1,4 +1,4 @@
-"""Checks of the lesson awq: AWQ."""
+"""Exercises of the lesson on AWQ."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Checks of the lesson distillation: knowledge distillation."""
+"""Exercises of the lesson on knowledge distillation."""
 
 import torch
 import torch.nn.functional as F

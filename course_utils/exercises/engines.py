@@ -1,4 +1,4 @@
-"""Checks of the lesson engines: engines."""
+"""Exercises of the lesson on engines."""
 
 import numpy as np
 

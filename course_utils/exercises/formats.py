@@ -1,4 +1,4 @@
-"""Checks of the lesson formats: precision formats."""
+"""Exercises of the lesson on precision formats."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Checks of the lesson gptq: GPTQ."""
+"""Exercises of the lesson on GPTQ."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Checks of the lesson kv_cache: the KV cache."""
+"""Exercises of the lesson on the KV cache."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Checks of the lesson merging: model merging."""
+"""Exercises of the lesson on model merging."""
 
 import math
 
@@ -73,7 +73,7 @@ def _slerp_cases():
 
 def _slerp(a, b, t, parallel=0.9995, *, normalize=True, lengths=True, absolute=True, zero=True,
            swap=False, by_row=False, check=True):
-    """slerp with one thing done wrongly."""
+    """The right `slerp` with one thing done wrongly."""
     if check and a.shape != b.shape:
         raise ValueError("the shapes differ")
     t = 1 - t if swap else t

@@ -1,4 +1,4 @@
-"""Checks of the lesson one_token: what one token costs."""
+"""Exercises of the lesson on what one token costs."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Checks of the lesson pruning: unstructured pruning."""
+"""Exercises of the lesson on unstructured pruning."""
 
 import math
 

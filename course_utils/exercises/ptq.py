@@ -1,4 +1,4 @@
-"""Checks of the lesson ptq: post-training quantization."""
+"""Exercises of the lesson on post-training quantization."""
 
 import torch
 

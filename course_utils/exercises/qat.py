@@ -1,4 +1,4 @@
-"""Checks of the lesson qat: quantization-aware training."""
+"""Exercises of the lesson on quantization-aware training."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Checks of the lesson structured: structured pruning."""
+"""Exercises of the lesson on structured pruning."""
 
 import math
 
@@ -40,7 +40,7 @@ def _importance_cases():
 
 
 def _by_head(product, head_dim):
-    """[examples, tokens, channels] -> [examples, heads, tokens * head_dim]"""
+    """[examples, tokens, channels] -> [examples, heads, tokens * head_dim]."""
     return product.unflatten(-1, (-1, head_dim)).transpose(1, 2).flatten(2)
 
 

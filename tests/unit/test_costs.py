@@ -5,13 +5,13 @@ from fractions import Fraction
 
 import pytest
 import torch
-from course_utils.exercises.lesson_00 import llama_13b_config, smollm2_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from course_utils import costs
+from course_utils.exercises.one_token import llama_13b_config, smollm2_config
 
 SHAPES = st.fixed_dictionaries(
     {
