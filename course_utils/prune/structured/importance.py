@@ -167,7 +167,7 @@ def _inputs_of(layers: Sequence[nn.Linear]) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def _weights_frozen(model: nn.Module) -> Iterator[None]:
-    """Inside the block no parameter needs a gradient, and the model is in eval mode."""
+    """Inside the `with` block no parameter needs a gradient, and the model is in eval mode."""
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     training = model.training
     model.requires_grad_(False).eval()

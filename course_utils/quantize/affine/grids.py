@@ -39,8 +39,7 @@ def zero_point_params(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         Scale (positive) and zero (whole numbers from 0 to 2^bits - 1), both float [..., 1]. A row of zeros
-        gets
-        scale 1 and zero 0.
+        gets scale 1 and zero 0.
     """
     low = values.amin(dim=-1, keepdim=True).clamp(max=0)
     high = values.amax(dim=-1, keepdim=True).clamp(min=0)

@@ -18,8 +18,7 @@ def pack_nibbles(values: Tensor) -> Tensor:
 
     Returns:
         int32 [n, columns]: rows 0 ... 7 of `values` make row 0 of the result. A word whose last integer is 8
-        or
-        more has its highest bit set: it is negative.
+        or more has its highest bit set: it is negative.
     """
     eight = values.long().reshape(-1, 8, values.shape[1])
     shifts = 4 * torch.arange(8).reshape(1, 8, 1)
