@@ -19,6 +19,7 @@ import tempfile
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn  # noqa: F401  in the signatures of the exercises
 from torch.nn.utils import prune
 from transformers import (
     AutoModelForCausalLM,

@@ -9,22 +9,28 @@ arXiv 2403.03853, section 3.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from course_utils import measure
 from course_utils.quantize.layerwise import find_blocks
 
 
-def block_influence(before, after):
+def block_influence(before: Tensor, after: Tensor) -> float:
     """Block influence: 1 minus the mean cosine between a block's input and its output.
 
-    before, after  float tensors [..., hidden]: the stream before and after a block, one vector a token
+    The cosine is taken for each token, in float32, and then its mean over all tokens.
 
-    The cosine is taken for each token, in float32, and then its mean over all tokens. Returns a float: 0 when
-    the block changes no direction, 1 when input and output are at right angles, 2 at most.
+    Args:
+        before: float [..., hidden], the stream before a block, one vector a token.
+        after: float [..., hidden], the stream after it.
+
+    Returns:
+        0 when the block changes no direction, 1 when input and output are at right angles, 2 at most.
     """
     before, after = before.float(), after.float()
     products = (before * after).sum(dim=-1)
@@ -33,18 +39,26 @@ def block_influence(before, after):
 
 
 def influences(model: nn.Module, tokens: Tensor, batch_size: int = 1) -> Tensor:
-    """Block influence of every block on a text, float [blocks].
+    """Block influence of every block on a text.
 
-    tokens  integer tensor [n, length] of token ids; batch_size of its rows run together
-    Raises ValueError when there are no tokens.
+    Args:
+        model: a BERT or a decoder of the Llama architecture.
+        tokens: integer tensor [n, length] of token ids.
+        batch_size: rows of `tokens` that run together.
+
+    Returns:
+        float [blocks].
+
+    Raises:
+        ValueError: when there are no tokens.
     """
     if tokens.ndim != 2 or not tokens.numel():
         raise ValueError(f"tokens must be [n, length] with at least one token, not {list(tokens.shape)}")
     blocks = [block for _, block in find_blocks(model)]
     totals = torch.zeros(len(blocks))
 
-    def watch(i):
-        def hook(_, args, kwargs, output):
+    def watch(i: int) -> Callable:
+        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor | tuple) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             totals[i] += block_influence(before, after) * len(before)
@@ -67,11 +81,15 @@ def influences(model: nn.Module, tokens: Tensor, batch_size: int = 1) -> Tensor:
 def remove_blocks(model: nn.Module, indices: Iterable[int]) -> None:
     """Take blocks out of a model, in place. The others keep their order; the config follows.
 
-    indices  block numbers before the removal, 0 is the first
-
     Blocks number themselves for the KV cache, so the ones left are numbered anew. The model that is left is
     an ordinary, shorter one: save_pretrained and from_pretrained work as ever.
-    Raises ValueError, before anything is changed, for an index out of range or twice, or when none is left.
+
+    Args:
+        model: any model with blocks.
+        indices: block numbers before the removal, 0 is the first.
+
+    Raises:
+        ValueError: before anything is changed, for an index out of range or twice, or when none is left.
     """
     name, _, _ = find_blocks(model)[0][0].rpartition(".")
     parent, _, attribute = name.rpartition(".")
@@ -97,11 +115,12 @@ def remove_blocks(model: nn.Module, indices: Iterable[int]) -> None:
                 setattr(config, per_block, [getattr(config, per_block)[i] for i in left])
 
 
-def _configs(model: nn.Module) -> list:
+def _configs(model: nn.Module) -> list[PretrainedConfig]:
     """The configs that the model's parts hold: usually one object, held by all."""
     held = [getattr(module, "config", None) for module in model.modules()]
     return list({id(config): config for config in held if hasattr(config, "num_hidden_layers")}.values())
 
 
 def _is_bert(model: nn.Module) -> bool:
+    """Whether the model's blocks are BERT's, which take no `use_cache`."""
     return hasattr(find_blocks(model)[0][1], "attention")

@@ -5,7 +5,7 @@ and transformers, so the folder can be loaded where the course is not installed.
 """
 
 from torch import nn
-from transformers import BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification
 
 
 class PrunedBertForSequenceClassification(BertForSequenceClassification):
@@ -16,7 +16,7 @@ class PrunedBertForSequenceClassification(BertForSequenceClassification):
     tensors, so smaller layers are all that is needed.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: BertConfig) -> None:
         super().__init__(config)
         head_dim = config.hidden_size // config.num_attention_heads
         for block, heads in zip(self.bert.encoder.layer, config.heads_per_layer, strict=True):

@@ -21,15 +21,25 @@ from course_utils.quantize import packed
 
 
 def storage_bytes(rows: int, columns: int, nonzeros: int, format: str, value_bits: int = 16) -> int:
-    """Bytes that a matrix [rows, columns] takes in a format, with values of `value_bits` bits (8, 16 or 32).
+    """Bytes that a matrix takes in a format.
 
-    "dense":   every value.
-    "bitmask": the nonzero values, and one bit for each weight.
-    "csr":     the nonzero values, a column number of 16 bits for each, and rows + 1 numbers of 32 bits that
-               say where each row starts and the last one ends.
-    "2:4":     two values of each four neighbours, zero or not, and 2 bits for the place of each.
     The bits of a row fill whole bytes: the last one may have bits to spare.
-    Raises ValueError for another format.
+
+    Args:
+        rows: of the matrix.
+        columns: of the matrix.
+        nonzeros: weights that are not zero.
+        format: "dense": every value. "bitmask": the nonzero values, and one bit for each weight. "csr": the
+            nonzero values, a column number of 16 bits for each, and rows + 1 numbers of 32 bits that say
+            where each row starts and the last one ends. "2:4": two values of each four neighbours, zero or
+            not, and 2 bits for the place of each.
+        value_bits: bits of a value: 8, 16 or 32.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ValueError: for another format.
     """
     row_bytes = math.ceil(columns / 8)  # one bit for each weight; two bits for each second weight are as many
     value_bytes = value_bits // 8
@@ -45,7 +55,11 @@ def storage_bytes(rows: int, columns: int, nonzeros: int, format: str, value_bit
 
 
 class _Sparse:
-    """What the three formats have in common."""
+    """What the three formats have in common.
+
+    Attributes:
+        shape: of the matrix, (out, in).
+    """
 
     shape: tuple[int, int]
 
@@ -55,17 +69,30 @@ class _Sparse:
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
 
     def unpack(self) -> Tensor:
-        """The matrix [out, in]."""
+        """The matrix [out, in] as it was, zeros and all."""
         raise NotImplementedError
 
     def matmul(self, x: Tensor) -> Tensor:
-        """x W^T for x float [..., in], as nn.Linear computes it. There is no kernel for it: unpack first."""
+        """Multiply as nn.Linear does, x W^T. There is no kernel for it: unpack first.
+
+        Args:
+            x: float [..., in].
+
+        Returns:
+            [..., out] in x's dtype.
+        """
         return F.linear(x, self.unpack().to(x.dtype))
 
 
 @dataclass(frozen=True)
 class Bitmask(_Sparse):
-    """bits: uint8 [out, ceil(in / 8)], lowest bit first. values: [nonzeros], row by row."""
+    """One bit a weight says whether it is there, then the values of those that are.
+
+    Attributes:
+        bits: uint8 [out, ceil(in / 8)], lowest bit first.
+        values: [nonzeros], row by row.
+        shape: of the matrix, (out, in).
+    """
 
     bits: Tensor
     values: Tensor
@@ -73,12 +100,23 @@ class Bitmask(_Sparse):
 
     @classmethod
     def pack(cls, weight: Tensor) -> Bitmask:
-        """Store a matrix [out, in] in its own dtype. Raises ValueError for anything but a matrix."""
+        """Store a matrix in its own dtype.
+
+        Args:
+            weight: [out, in].
+
+        Returns:
+            The packed matrix.
+
+        Raises:
+            ValueError: for anything but a matrix.
+        """
         _check_matrix(weight)
         there = weight != 0
         return cls(packed.pack(there.to(torch.uint8), 1), weight[there], tuple(weight.shape))
 
     def unpack(self) -> Tensor:
+        """The matrix [out, in] as it was, zeros and all."""
         there = packed.unpack(self.bits, 1, self.shape[1]).bool()
         weight = self.values.new_zeros(self.shape)
         weight[there] = self.values
@@ -87,7 +125,14 @@ class Bitmask(_Sparse):
 
 @dataclass(frozen=True)
 class CSR(_Sparse):
-    """starts: int32 [out + 1]. columns: int16 [nonzeros]. values: [nonzeros], row by row."""
+    """Compressed sparse rows: each value with the number of its column, and where each row starts.
+
+    Attributes:
+        starts: int32 [out + 1].
+        columns: int16 [nonzeros].
+        values: [nonzeros], row by row.
+        shape: of the matrix, (out, in).
+    """
 
     starts: Tensor
     columns: Tensor
@@ -96,7 +141,17 @@ class CSR(_Sparse):
 
     @classmethod
     def pack(cls, weight: Tensor) -> CSR:
-        """Store a matrix [out, in] in its own dtype. Raises ValueError beyond 32,768 columns."""
+        """Store a matrix in its own dtype.
+
+        Args:
+            weight: [out, in], 32,768 columns at most.
+
+        Returns:
+            The packed matrix.
+
+        Raises:
+            ValueError: for anything but a matrix, and for more columns.
+        """
         _check_matrix(weight)
         if weight.shape[1] > 2**15:
             raise ValueError(f"{weight.shape[1]} columns do not fit into a column number of 16 bits")
@@ -106,6 +161,7 @@ class CSR(_Sparse):
         return cls(starts, there.nonzero()[:, 1].to(torch.int16), weight[there], tuple(weight.shape))
 
     def unpack(self) -> Tensor:
+        """The matrix [out, in] as it was, zeros and all."""
         rows = torch.repeat_interleave(torch.arange(self.shape[0], device=self.values.device),
                                        self.starts.diff().long())
         weight = self.values.new_zeros(self.shape)
@@ -113,18 +169,39 @@ class CSR(_Sparse):
         return weight
 
     def kernel(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The same as torch's sparse CSR tensor, for its kernel: it takes indices of 32 bits, not of 16."""
+        """The same as torch's sparse CSR tensor, for its kernel: it takes indices of 32 bits, not of 16.
+
+        Args:
+            dtype: of the values.
+
+        Returns:
+            A sparse CSR tensor [out, in].
+        """
         return torch.sparse_csr_tensor(self.starts, self.columns.to(torch.int32), self.values.to(dtype),
                                        self.shape, check_invariants=False)
 
     def matmul(self, x: Tensor) -> Tensor:
+        """Multiply as nn.Linear does, x W^T, by torch's kernel for CSR.
+
+        Args:
+            x: float [..., in].
+
+        Returns:
+            [..., out] in x's dtype.
+        """
         flat = x.reshape(-1, x.shape[-1])
         return (self.kernel(x.dtype) @ flat.T).T.reshape(*x.shape[:-1], self.shape[0])
 
 
 @dataclass(frozen=True)
 class TwoFour(_Sparse):
-    """places: uint8 [out, ceil(in / 8)], 2 bits for each value. values: [out, in / 2]."""
+    """2:4, packed: two values of each four neighbours, and two bits for the place of each.
+
+    Attributes:
+        places: uint8 [out, ceil(in / 8)], 2 bits for each value.
+        values: [out, in / 2].
+        shape: of the matrix, (out, in).
+    """
 
     places: Tensor
     values: Tensor
@@ -132,9 +209,17 @@ class TwoFour(_Sparse):
 
     @classmethod
     def pack(cls, weight: Tensor) -> TwoFour:
-        """Store a matrix [out, in] in its own dtype.
+        """Store a matrix in its own dtype.
 
-        Raises ValueError when in is not divisible by 4, or some four neighbours hold more than two nonzeros.
+        Args:
+            weight: [out, in].
+
+        Returns:
+            The packed matrix.
+
+        Raises:
+            ValueError: for anything but a matrix, when in is not divisible by 4, or when some four neighbours
+                hold more than two nonzeros.
         """
         _check_matrix(weight)
         rows, columns = weight.shape
@@ -153,6 +238,7 @@ class TwoFour(_Sparse):
         return cls(packed.pack(places.reshape(rows, -1), 2), values, (rows, columns))
 
     def unpack(self) -> Tensor:
+        """The matrix [out, in] as it was, zeros and all."""
         rows, columns = self.shape
         places = packed.unpack(self.places, 2, columns // 2).long().reshape(rows, -1, 2)
         groups = self.values.new_zeros(rows, columns // 4, 4)
@@ -163,5 +249,6 @@ FORMATS = {"bitmask": Bitmask, "csr": CSR, "2:4": TwoFour}
 
 
 def _check_matrix(weight: Tensor) -> None:
+    """Refuse what is no matrix, or an empty one: ValueError."""
     if weight.dim() != 2 or weight.numel() == 0:
         raise ValueError(f"a matrix [out, in] is needed, got shape {list(weight.shape)}")

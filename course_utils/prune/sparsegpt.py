@@ -23,13 +23,23 @@ BLOCK = 128  # columns whose weights are chosen together, as in the paper
 
 
 def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: Sparsity = 0.5, *, damping: float = 0.01) -> Tensor:
-    """Prune one matrix with SparseGPT: returns the new weight, float [out, in], zeros exactly 0.
+    """Prune one matrix with SparseGPT.
 
-    weight: float [out, in]. hessian: float [in, in]; computed in its dtype.
-    sparsity: share of weights that go, in each block of 128 columns; or (n, m): n of each m neighbours stay.
-    damping: share of the mean diagonal of the Hessian added to its diagonal. Little text needs more.
     Inputs that are always 0 (diagonal 0) lose their weights first: nothing depends on them.
-    Raises ValueError or TypeError for shapes and values that do not fit.
+
+    Args:
+        weight: float [out, in]; it is not changed.
+        hessian: float [in, in]; computed in its dtype.
+        sparsity: share of weights that go, in each block of 128 columns; or (n, m): n of each m neighbours
+            stay.
+        damping: share of the mean diagonal of the Hessian added to its diagonal. Little text needs more.
+
+    Returns:
+        The new weight, float [out, in], zeros exactly 0.
+
+    Raises:
+        TypeError: for a weight that is no float.
+        ValueError: for shapes and values that do not fit.
     """
     affine.check_weight(weight)
     width = weight.shape[1]
@@ -46,9 +56,18 @@ def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: Sparsity = 0.5, *, damp
 
 
 def prune_columns(weight: Tensor, factor: Tensor, sparsity: Sparsity) -> Tensor:
-    """SparseGPT with the Cholesky factor given (`gptq.inverse_factor`): the new weight [out, in].
+    """SparseGPT with the Cholesky factor given.
 
-    weight: float [out, in]; it is not changed. factor: upper triangular [in, in], of the same dtype.
+    Args:
+        weight: float [out, in]; it is not changed.
+        factor: upper triangular [in, in], of the same dtype: `gptq.inverse_factor` of the Hessian.
+        sparsity: as for `sparsegpt`.
+
+    Returns:
+        The new weight [out, in].
+
+    Raises:
+        ValueError: for a pattern that does not fit the columns.
     """
     _check_sparsity(sparsity, weight.shape[1])
     # Transposed, a column of the weight lies in one piece of memory: the loop is several times as fast.
@@ -82,6 +101,7 @@ def _prune_block(block: Tensor, factor: Tensor, sparsity: Sparsity) -> Tensor:
 
 
 def _check_sparsity(sparsity: Sparsity, width: int) -> None:
+    """Refuse a pattern whose groups do not fit the blocks and the columns: ValueError."""
     if not isinstance(sparsity, tuple):
         return
     check_pattern(sparsity)
@@ -94,7 +114,13 @@ def _check_sparsity(sparsity: Sparsity, width: int) -> None:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One linear layer: `gptq.output_error` on the calibration text, for Wanda's choice and for SparseGPT."""
+    """One linear layer, with its `gptq.output_error` on the calibration text.
+
+    Attributes:
+        name: the layer's full name.
+        wanda_error: for Wanda's choice.
+        sparsegpt_error: for SparseGPT.
+    """
 
     name: str
     wanda_error: float
@@ -110,11 +136,25 @@ def sparsegpt_model(
     batch_size: int = 4,
     progress: bool = True,
 ) -> list[LayerReport]:
-    """Prune the linear layers of all blocks in place, block by block; returns one line for each layer.
+    """Prune the linear layers of all blocks in place, block by block.
 
-    tokens: calibration text, LongTensor [n, length] or dicts of tensors (`layerwise.walk`).
-    sparsity, damping: as for `sparsegpt`. Layers with one input in common share one decomposition.
-    The model is put back as it was when anything goes wrong or the run is interrupted.
+    Layers with one input in common share one decomposition. The model is put back as it was when anything
+    goes wrong or the run is interrupted.
+
+    Args:
+        model: as for `layerwise.walk`.
+        tokens: calibration text, LongTensor [n, length] or dicts of tensors (`layerwise.walk`).
+        sparsity: as for `sparsegpt`.
+        damping: as for `sparsegpt`.
+        batch_size: rows of `tokens` that run together.
+        progress: show a progress bar.
+
+    Returns:
+        A report of each layer.
+
+    Raises:
+        TypeError: as `layerwise.walk`.
+        ValueError: as `layerwise.walk` and, with the layer's name, as `sparsegpt`.
     """
     reports: list[LayerReport] = []
 
@@ -140,6 +180,7 @@ def sparsegpt_model(
 
 
 def _report(name: str, weight: Tensor, pruned: Tensor, hessian: Tensor, sparsity: Sparsity) -> LayerReport:
+    """The errors of Wanda's choice and of SparseGPT for one layer with weight [out, in]."""
     weight = weight.detach().float()
     norm = hessian.diagonal().sqrt()  # proportional to the length of each input: the ranking is the same
     wanda = weight * mask_of(wanda_score(weight, norm[None]), sparsity, "row")

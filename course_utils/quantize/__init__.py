@@ -1,4 +1,4 @@
-"""Quantization by hand: one short module for each idea.
+"""Quantization by hand: a short module, or a package of short modules, for each idea.
 
 affine       numbers to integers and back (absmax, zero point, groups)
 layerwise    the calibration walk that every data-driven method stands on

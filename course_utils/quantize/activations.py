@@ -29,8 +29,12 @@ from course_utils.quantize.layerwise import AbsMax
 def quantize_per_token(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """Dynamic quantization: each token (row) gets the scale that its own largest value asks for.
 
-    x: float [..., in]. Returns whole numbers (as floats) [..., in] and the scale [..., 1]; x is near
-    their product.
+    Args:
+        x: float [..., in].
+        bits: of an integer.
+
+    Returns:
+        Whole numbers (as floats) [..., in] and the scale [..., 1]; x is near their product.
     """
     edge = 2 ** (bits - 1) - 1
     absmax = x.abs().amax(dim=-1, keepdim=True)
@@ -41,8 +45,13 @@ def quantize_per_token(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
 def quantize_static(x: Tensor, absmax: float | Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """Static quantization: one scale for the whole tensor, fixed beforehand; larger values are clipped.
 
-    x: float [..., in]. absmax: largest |value| in the calibration text. Returns whole numbers (as floats)
-    [..., in] and the scale, a tensor of one number.
+    Args:
+        x: float [..., in].
+        absmax: largest |value| in the calibration text.
+        bits: of an integer.
+
+    Returns:
+        Whole numbers (as floats) [..., in] and the scale, a tensor of one number.
     """
     edge = 2 ** (bits - 1) - 1
     scale = torch.as_tensor(absmax, dtype=x.dtype, device=x.device) / edge
@@ -51,10 +60,18 @@ def quantize_static(x: Tensor, absmax: float | Tensor, bits: int = 8) -> tuple[T
 
 
 def int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer with both sides in 8 bits: x per token, weight [out, in] per row.
+    """A linear layer with both sides in 8 bits: x per token, the weight per row.
 
     The product is taken between whole numbers and scaled once at the end. A GPU or CPU kernel does the same
-    in INT8 with INT32 sums; here the whole numbers are floats, so that it runs anywhere. Returns [..., out].
+    in INT8 with INT32 sums; here the whole numbers are floats, so that it runs anywhere.
+
+    Args:
+        x: float [..., in].
+        weight: float [out, in].
+        bias: float [out], not rounded, or None.
+
+    Returns:
+        float [..., out].
     """
     xq, x_scale = quantize_per_token(x)
     wq, w_scale = quantize_per_token(weight)
@@ -70,16 +87,33 @@ def split_outliers(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Split a product x W^T at the input channels where some token reaches |x| >= threshold.
 
-    x: float [..., in], weight: float [out, in]. Returns (x without those channels, weight without them, x of
-    those channels alone, weight of those channels alone). Channels keep their order, so that
-    x W^T = first @ second^T + third @ fourth^T. (LLM.int8(), section 3.2; bitsandbytes compares with >=.)
+    Source: LLM.int8(), arXiv 2208.07339, section 3.2; bitsandbytes compares with >=.
+
+    Args:
+        x: float [..., in].
+        weight: W, float [out, in].
+        threshold: from this size on a value is an outlier.
+
+    Returns:
+        x without those channels, weight without them, x of those channels alone, weight of those channels
+        alone. Channels keep their order, so that x W^T = first @ second^T + third @ fourth^T.
     """
     outlier = (x.abs() >= threshold).reshape(-1, x.shape[-1]).any(dim=0)
     return x[..., ~outlier], weight[:, ~outlier], x[..., outlier], weight[:, outlier]
 
 
 def llm_int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, threshold: float = 6.0) -> Tensor:
-    """LLM.int8(): outlier channels are multiplied in floating point, the others in 8 bits: [..., out]."""
+    """LLM.int8(): outlier channels are multiplied in floating point, the others in 8 bits.
+
+    Args:
+        x: float [..., in].
+        weight: float [out, in].
+        bias: float [out] or None.
+        threshold: as for `split_outliers`.
+
+    Returns:
+        float [..., out].
+    """
     x_regular, w_regular, x_outlier, w_outlier = split_outliers(x, weight, threshold)
     if x_regular.shape[-1] == 0:
         return F.linear(x, weight, bias)
@@ -92,18 +126,28 @@ def llm_int8_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, thres
 def smoothing_scale(x_absmax: Tensor, w_absmax: Tensor, alpha: float = 0.5) -> Tensor:
     """SmoothQuant's factor for each input channel: s = x_absmax^alpha / w_absmax^(1 - alpha), at least 1e-5.
 
-    x_absmax, w_absmax: float [in], the largest |activation| and |weight| of each input channel, both taken as
-    at least 1e-5. Dividing activations and multiplying weights by s leaves the product as it is. alpha = 1
-    moves the whole difficulty to the weights; alpha = 0.5 gives both sides one largest value (equation 4).
+    Dividing activations and multiplying weights by s leaves the product as it is.
+
+    Args:
+        x_absmax: float [in], the largest |activation| of each input channel, taken as at least 1e-5.
+        w_absmax: float [in], the largest |weight| of each input channel, taken as at least 1e-5.
+        alpha: 1 moves the whole difficulty to the weights; 0.5 gives both sides one largest value (equation
+            4).
+
+    Returns:
+        s, float [in].
     """
     x_absmax, w_absmax = x_absmax.clamp(min=1e-5), w_absmax.clamp(min=1e-5)
     return (x_absmax**alpha / w_absmax ** (1 - alpha)).clamp(min=1e-5)
 
 
 def fold_into_norm(norm: nn.Module, linears: list[nn.Linear], scale: Tensor) -> None:
-    """Divide a norm's output by scale [in] and multiply the weights that read it: nothing else changes.
+    """Divide a norm's output by a factor and multiply the weights that read it: nothing else changes.
 
-    The linear layers must be the norm's only readers (`layerwise.norm_readers`).
+    Args:
+        norm: weight [in] and perhaps a bias [in]; changed in place.
+        linears: its only readers (`layerwise.norm_readers`), weights [out, in]; changed in place.
+        scale: the factor of each channel, float [in].
     """
     with torch.no_grad():
         norm.weight.div_(scale)
@@ -116,10 +160,18 @@ def fold_into_norm(norm: nn.Module, linears: list[nn.Linear], scale: Tensor) -> 
 def smooth(model: nn.Module, statistics: dict[str, AbsMax], alpha: float = 0.5) -> dict[str, Tensor]:
     """Apply SmoothQuant to a Llama-style model in place: the model computes what it did before.
 
-    statistics: AbsMax of each layer's input, from layerwise.collect_statistics(model, tokens, AbsMax).
     Layers that read a norm (q, k, v; gate, up) are smoothed; o and down read no norm and stay as they are.
-    Returns the largest |activation| to expect at each layer's input afterwards, by full name: float [in].
-    Raises ValueError when alpha is not from 0 to 1, or when the model's norms have other readers.
+
+    Args:
+        model: its norms must have no other readers.
+        statistics: AbsMax of each layer's input, from layerwise.collect_statistics(model, tokens, AbsMax).
+        alpha: as for `smoothing_scale`, from 0 to 1.
+
+    Returns:
+        The largest |activation| to expect at each layer's input afterwards, by full name: float [in].
+
+    Raises:
+        ValueError: when alpha is not from 0 to 1, or when the model's norms have other readers.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
@@ -139,10 +191,14 @@ def smooth(model: nn.Module, statistics: dict[str, AbsMax], alpha: float = 0.5) 
 
 @contextmanager
 def linear_calls(model: nn.Module, call: Callable[[str, nn.Linear, Tensor], Tensor]) -> Iterator[None]:
-    """Inside the block, every linear layer of the model's blocks computes call(full name, layer, x) instead.
+    """Let every linear layer of the model's blocks compute something else inside the `with` block.
 
         with linear_calls(model, lambda name, layer, x: llm_int8_linear(x, layer.weight, layer.bias)):
             measure.perplexity(model, tokens)
+
+    Args:
+        model: any model with blocks.
+        call: call(full name, layer, x [..., in]) -> [..., out].
     """
     layers = layerwise.block_linears(model)
     try:
@@ -155,7 +211,16 @@ def linear_calls(model: nn.Module, call: Callable[[str, nn.Linear, Tensor], Tens
 
 
 def dynamic_call(name: str, layer: nn.Linear, x: Tensor) -> Tensor:
-    """For `linear_calls`: inputs per token in 8 bits, weights as they are."""
+    """For `linear_calls`: inputs per token in 8 bits, weights as they are.
+
+    Args:
+        name: full name of the layer, not used.
+        layer: the linear layer.
+        x: its input, float [..., in].
+
+    Returns:
+        float [..., out].
+    """
     xq, scale = quantize_per_token(x)
     return F.linear(xq * scale, layer.weight, layer.bias)
 
@@ -163,7 +228,11 @@ def dynamic_call(name: str, layer: nn.Linear, x: Tensor) -> Tensor:
 def static_call(absmax: dict[str, Tensor]) -> Callable[[str, nn.Linear, Tensor], Tensor]:
     """For `linear_calls`: inputs in 8 bits by one fixed scale a layer, weights as they are.
 
-    absmax: largest |input| of each layer by full name; a tensor [in] counts by its largest entry.
+    Args:
+        absmax: largest |input| of each layer by full name; a tensor [in] counts by its largest entry.
+
+    Returns:
+        A function for `linear_calls`.
     """
     largest = {name: value.max() for name, value in absmax.items()}
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from course_utils.quantize.affine import Quantized, Scheme
 
@@ -34,9 +35,16 @@ BITS, PER_WORD = 4, 8
 
 
 def pack_words(numbers: Tensor) -> Tensor:
-    """numbers: integers 0 ... 15, [rows, columns], columns divisible by 8. Returns int32 [rows, columns / 8].
+    """Pack 4-bit integers as AWQ does: column 8 j + ORDER[k] stands in bits 4 k to 4 k + 3 of word j.
 
-    Column 8 j + ORDER[k] stands in bits 4 k to 4 k + 3 of word j.
+    Args:
+        numbers: integers 0 ... 15, [rows, columns], columns divisible by 8.
+
+    Returns:
+        int32 [rows, columns / 8].
+
+    Raises:
+        ValueError: for another shape or other numbers.
     """
     if numbers.ndim != 2 or numbers.shape[1] % PER_WORD:
         raise ValueError(f"AWQ packs {PER_WORD} columns in a word; their number must be a multiple of that, "
@@ -50,7 +58,17 @@ def pack_words(numbers: Tensor) -> Tensor:
 
 
 def unpack_words(words: Tensor) -> Tensor:
-    """words: int32 [rows, words]. Returns the numbers 0 ... 15, uint8 [rows, 8 * words]."""
+    """The 4-bit integers that `pack_words` put into words.
+
+    Args:
+        words: int32 [rows, words].
+
+    Returns:
+        The numbers 0 ... 15, uint8 [rows, 8 * words].
+
+    Raises:
+        TypeError: when the words are no int32 matrix.
+    """
     if words.dtype != torch.int32 or words.ndim != 2:
         raise TypeError(f"AWQ words are an int32 matrix, got {words.dtype} {list(words.shape)}")
     shifts = BITS * torch.arange(PER_WORD, device=words.device)
@@ -60,9 +78,16 @@ def unpack_words(words: Tensor) -> Tensor:
 
 
 def pack(quantized: Quantized) -> dict[str, Tensor]:
-    """A 4-bit quantized matrix as AWQ stores it: {"qweight", "qzeros", "scales"}, shapes above.
+    """A 4-bit quantized matrix as AWQ stores it. A symmetric one is stored with zero point 8.
 
-    A symmetric one is stored with zero point 8. Raises ValueError when the format cannot hold it.
+    Args:
+        quantized: 4 bits, per channel or group.
+
+    Returns:
+        {"qweight", "qzeros", "scales"}, of the shapes in the module's text.
+
+    Raises:
+        ValueError: when the format cannot hold it.
     """
     scheme = quantized.scheme
     if scheme.bits != BITS or scheme.group == "tensor":
@@ -78,9 +103,18 @@ def pack(quantized: Quantized) -> dict[str, Tensor]:
 
 
 def unpack(tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Quantized:
-    """Read {"qweight", "qzeros", "scales"} back. `affine.dequantize` of the result has the given dtype.
+    """Read a matrix that AWQ stored.
 
-    The result is asymmetric: the file does not say whether its zero points are all 8 on purpose.
+    Args:
+        tensors: {"qweight", "qzeros", "scales"}, of the shapes in the module's text.
+        dtype: what `affine.dequantize` of the result gives.
+
+    Returns:
+        The matrix, as asymmetric: the file does not say whether its zero points are all 8 on purpose.
+
+    Raises:
+        TypeError: when the words are no int32 matrix.
+        ValueError: when the tensors do not belong together.
     """
     q = unpack_words(tensors["qweight"]).T.contiguous()
     zero = unpack_words(tensors["qzeros"]).T.float()
@@ -93,12 +127,26 @@ def unpack(tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Qu
     return Quantized(q, scale, zero.contiguous(), scheme, dtype)
 
 
-def save(folder: str | Path, model: nn.Module, tokenizer, quantized: dict[str, Quantized]) -> Path:
-    """Write a folder that transformers and GPTQModel load as an AWQ model; returns its path.
+def save(
+    folder: str | Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase, quantized: dict[str, Quantized]
+) -> Path:
+    """Write a folder that transformers and GPTQModel load as an AWQ model.
 
-    model: after `awq.awq(..., keep=quantized)`; everything but the quantized layers (the folded norms among
-    it) is stored as FP16. Written aside and renamed: no half-written checkpoint survives.
-    Raises FileExistsError when the folder exists, ValueError when the format cannot hold the layers.
+    Written aside and renamed: no half-written checkpoint survives.
+
+    Args:
+        folder: where to write; must not exist.
+        model: after `awq.awq(..., keep=quantized)`; everything but the quantized layers (the folded norms
+            among it) is stored as FP16.
+        tokenizer: the model's.
+        quantized: the quantized layers by full name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: when the folder exists.
+        ValueError: when the format cannot hold the layers.
     """
     folder = Path(folder)
     if folder.exists():
@@ -130,6 +178,13 @@ def save(folder: str | Path, model: nn.Module, tokenizer, quantized: dict[str, Q
 
 
 def quantization_config(scheme: Scheme) -> dict:
-    """What stands in config.json, by which loaders decide how to read the tensors."""
+    """What stands in config.json, by which loaders decide how to read the tensors.
+
+    Args:
+        scheme: of all layers.
+
+    Returns:
+        What can be written as JSON.
+    """
     return {"quant_method": "awq", "version": "gemm", "bits": scheme.bits, "group_size": scheme.group or -1,
             "zero_point": True, "modules_to_not_convert": ["lm_head"]}

@@ -20,10 +20,19 @@ from course_utils.quantize.affine import Quantized, Scheme
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
-    """Pack unsigned integers of `bits` bits, low bits first, into uint8 [rows, bytes].
+    """Pack unsigned integers, low bits first.
 
-    values: integers [rows, n] from 0 to 2^bits - 1. The n integers of a row follow each other without gaps;
-    the last bytes are filled with zeros. Raises ValueError for a value that needs more bits.
+    The n integers of a row follow each other without gaps; the last bytes are filled with zeros.
+
+    Args:
+        values: integers [rows, n] from 0 to 2^bits - 1.
+        bits: of one integer, 1 to 8.
+
+    Returns:
+        uint8 [rows, bytes], see `packed_width`.
+
+    Raises:
+        ValueError: for a value that needs more bits.
     """
     if values.numel() and (values.min() < 0 or values.max() > 2**bits - 1):
         raise ValueError(f"values must be from 0 to {2**bits - 1} to fit into {bits} bits, "
@@ -39,7 +48,16 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
-    """The first n integers of each row of `pack`'s result: uint8 [rows, n]."""
+    """The integers that `pack` packed.
+
+    Args:
+        packed: uint8 [rows, bytes].
+        bits: of one integer, 1 to 8.
+        n: so many integers of each row.
+
+    Returns:
+        uint8 [rows, n].
+    """
     if bits == 8:
         return packed[:, :n]
     per_word, bytes_per_word = _word(bits)
@@ -52,7 +70,18 @@ def unpack(packed: Tensor, bits: int, n: int) -> Tensor:
 
 
 def packed_width(bits: int, n: int) -> int:
-    """Bytes of n packed integers."""
+    """Bytes of n packed integers.
+
+    Args:
+        bits: of one integer, 1 to 8.
+        n: number of integers.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ValueError: for other bits.
+    """
     per_word, bytes_per_word = _word(bits)
     return math.ceil(n / per_word) * bytes_per_word
 
@@ -68,10 +97,17 @@ def _word(bits: int) -> tuple[int, int]:
 class QuantLinear(nn.Module):
     """y = x W^T + b with W [out, in] stored as packed integers.
 
-    Buffers: `packed` uint8 [out, ceil(in * bits / 8)]; `scale` of scheme.scale_dtype [out, groups] or [1, 1];
-    for an asymmetric scheme `packed_zero` uint8, the zero points packed in the same way.
     Symmetric integers are stored with 2^(bits-1) added, so that they are never negative.
-    forward: x float [..., in] -> [..., out] in x's dtype.
+
+    Attributes:
+        packed: buffer, uint8 [out, ceil(in * bits / 8)].
+        scale: buffer, scheme.scale_dtype [out, groups] or [1, 1].
+        packed_zero: buffer, only for an asymmetric scheme: uint8, the zero points packed in the same way.
+        bias: buffer, float [out], or None.
+        scheme: what the weight is quantized to.
+
+    Raises:
+        ValueError: when the scheme's group does not divide in_features.
     """
 
     def __init__(self, in_features: int, out_features: int, scheme: Scheme, bias: bool = False) -> None:
@@ -90,12 +126,33 @@ class QuantLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, scheme: Scheme, clip_search: bool = False) -> QuantLinear:
-        """Round a linear layer's weight to nearest and pack it. Errors as in affine.quantize."""
+        """Round a linear layer's weight to nearest and pack it.
+
+        Args:
+            linear: weight [out, in], perhaps with a bias; it is not changed.
+            scheme: what to quantize to.
+            clip_search: as for `affine.quantize`.
+
+        Returns:
+            The new layer.
+
+        Raises:
+            TypeError: as `affine.quantize`.
+            ValueError: as `affine.quantize`.
+        """
         return cls.from_quantized(affine.quantize(linear.weight, scheme, clip_search), linear.bias)
 
     @classmethod
     def from_quantized(cls, quantized: Quantized, bias: Tensor | None = None) -> QuantLinear:
-        """Pack integers that some method chose (GPTQ, AWQ, ...)."""
+        """Pack integers that some method chose (GPTQ, AWQ, ...).
+
+        Args:
+            quantized: the weight [out, in].
+            bias: float [out], or None.
+
+        Returns:
+            The new layer.
+        """
         scheme = quantized.scheme
         out_features, in_features = quantized.q.shape
         layer = cls(in_features, out_features, scheme, bias is not None).to(quantized.q.device)
@@ -108,7 +165,14 @@ class QuantLinear(nn.Module):
         return layer
 
     def quantized(self, dtype: torch.dtype = torch.float32) -> Quantized:
-        """The stored integers, scales and zero points. dtype: what `affine.dequantize` gives back."""
+        """The stored integers, scales and zero points.
+
+        Args:
+            dtype: what `affine.dequantize` gives back.
+
+        Returns:
+            The weight [out, in].
+        """
         q = unpack(self.packed, self.scheme.bits, self.in_features)
         if self.scheme.symmetric:
             q = (q.to(torch.int16) + self.scheme.qmin).to(torch.int8)
@@ -118,23 +182,52 @@ class QuantLinear(nn.Module):
         return Quantized(q, self.scale.float(), zero, self.scheme, dtype)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The weight [out, in] that the layer stands for."""
+        """The weight that the layer stands for.
+
+        Args:
+            dtype: of the result.
+
+        Returns:
+            [out, in].
+        """
         return affine.dequantize(self.quantized(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Unpack, dequantize, multiply.
+
+        Args:
+            x: float [..., in].
+
+        Returns:
+            [..., out] in x's dtype.
+        """
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.dequantize(x.dtype), bias)
 
     def extra_repr(self) -> str:
+        """What `print` shows in the brackets of this layer."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.scheme}"
 
 
 def replace_linears(
     model: nn.Module, scheme: Scheme, clip_search: bool = False, progress: bool = True
 ) -> dict[str, QuantLinear]:
-    """Put a QuantLinear in place of every linear layer of the model's blocks; returns them by full name.
+    """Put a QuantLinear in place of every linear layer of the model's blocks.
 
     Embedding, norms and output layer stay as they are. All layers are checked before the first is replaced.
+
+    Args:
+        model: any model with blocks; changed in place.
+        scheme: what to quantize to.
+        clip_search: as for `affine.quantize`.
+        progress: show a progress bar when it takes long.
+
+    Returns:
+        The new layers by full name.
+
+    Raises:
+        TypeError: as `affine.quantize`, with the layer's name.
+        ValueError: as `affine.quantize`, with the layer's name.
     """
     linears = layerwise.block_linears(model)
     for name, linear in linears.items():

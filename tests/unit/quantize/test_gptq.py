@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from course_utils.quantize import affine, gptq, layerwise
 from course_utils.quantize.affine import Scheme
+from course_utils.quantize.gptq import columns, whole_model
 
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -69,7 +70,7 @@ def test_blocks_smaller_than_a_group_change_nothing(monkeypatch):
     weight, hessian = torch.randn(3, 48, dtype=torch.float64), inputs.T @ inputs
     for scheme in (Scheme(4), Scheme(3, 24), Scheme(4, 16, symmetric=False)):
         whole = gptq.gptq(weight, hessian, scheme)
-        monkeypatch.setattr(gptq, "BLOCK", 7)
+        monkeypatch.setattr(columns, "BLOCK", 7)
         pieces = gptq.gptq(weight, hessian, scheme)
         monkeypatch.undo()
         assert torch.equal(whole.q, pieces.q) and torch.equal(whole.scale, pieces.scale)
@@ -263,7 +264,7 @@ def test_interrupted_run_puts_the_model_back(monkeypatch):
         return original(*args, **kwargs)
 
     original = gptq.gptq
-    monkeypatch.setattr(gptq, "gptq", interrupted)
+    monkeypatch.setattr(whole_model, "gptq", interrupted)
     with pytest.raises(KeyboardInterrupt):
         gptq.quantize_model(model, tokens, Scheme(4, 16), progress=False)
     for name, tensor in model.state_dict().items():

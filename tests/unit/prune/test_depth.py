@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from course_utils.prune import depth, structured
-from tests.unit.test_structured import batch, bert, llama, logits, parameters
+from tests.unit.prune.small_models import batch, bert, llama, logits, parameters
 
 
 def test_influence_of_directions():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from course_utils.prune import sparsegpt, unstructured
 from course_utils.quantize import gptq, layerwise
-from tests.unit.test_prune import llama, text
+from tests.unit.prune.test_unstructured import llama, text
 
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

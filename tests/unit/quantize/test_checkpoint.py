@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from course_utils.quantize import checkpoint, gptq
 from course_utils.quantize.affine import Scheme
+from course_utils.quantize.checkpoint import files
 
 
 def as_hex(words):
@@ -200,7 +201,7 @@ def test_interrupted_save_leaves_nothing(tmp_path, tokenizer, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "_write_json", interrupted)
+    monkeypatch.setattr(files, "_write_json", interrupted)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(tmp_path / "saved", model, tokenizer, keep)
     assert list(tmp_path.iterdir()) == []

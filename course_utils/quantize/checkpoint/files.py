@@ -1,0 +1,236 @@
+"""A folder with a whole model in the GPTQ format: written, read, and loaded as a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from course_utils.quantize.affine import Scheme
+from course_utils.quantize.checkpoint.layers import PARTS, layer_from_tensors, layer_to_tensors
+from course_utils.quantize.checkpoint.words import check_format
+from course_utils.quantize.gptq import GPTQWeight
+
+# ---- writing ---------------------------------------------------------------------------------------------
+
+
+def save(
+    folder: str | Path,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: dict[str, GPTQWeight],
+    *,
+    format: str | None = None,
+) -> Path:
+    """Write a folder that GPTQModel and transformers read: model.safetensors, config.json, tokenizer.
+
+    Written into a folder aside and renamed, so that no half-written checkpoint survives.
+
+    Args:
+        folder: where to write; must not exist.
+        model: the quantized model; layers that are not in `weights` are stored as they are.
+        tokenizer: the model's.
+        weights: from `gptq.quantize_model(keep=...)`, by full name.
+        format: "gptq" or "gptq_v2"; by default version 1 for symmetric weights (every reader knows it),
+            version 2 for asymmetric ones (it can hold a zero point of 0).
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: when the folder exists.
+        ValueError: for another format, and when the format cannot hold the weights.
+    """
+    folder = Path(folder)
+    scheme, act_order = _one_scheme(weights)
+    format = format or ("gptq" if scheme.symmetric else "gptq_v2")
+    check_format(format)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: name another folder, or remove it first")
+    tensors = _plain_tensors(model, weights)
+    for name, weight in weights.items():
+        tensors |= {f"{name}.{part}": tensor for part, tensor in layer_to_tensors(weight, format).items()}
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file(tensors, aside / "model.safetensors", metadata={"format": "pt"})
+        settings = quantization_config(scheme, act_order, format)
+        config = model.config.to_dict() | {"quantization_config": settings}
+        _write_json(aside / "config.json", config)
+        _write_json(aside / "quantize_config.json", settings)  # what AutoGPTQ looks for
+        model.generation_config.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        os.chmod(aside, 0o755)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def quantization_config(scheme: Scheme, act_order: bool, format: str) -> dict:
+    """The settings that stand in config.json; loaders decide by them how to read the tensors.
+
+    Args:
+        scheme: of all layers.
+        act_order: whether columns were rounded by their activations (desc_act).
+        format: "gptq" (version 1) or "gptq_v2".
+
+    Returns:
+        What can be written as JSON.
+    """
+    return {
+        "quant_method": "gptq",
+        "bits": scheme.bits,
+        "group_size": scheme.group or -1,
+        "sym": scheme.symmetric,
+        "desc_act": act_order,
+        "checkpoint_format": format,
+        "pack_dtype": "int32",
+        "lm_head": False,
+        "damp_percent": 0.01,
+        # GPTQModel reads asymmetric version 1 only from itself: other writers used to pack it differently.
+        "meta": {"quantizer": ["llm-inference-course:0.1.0"]},
+    }
+
+
+def _one_scheme(weights: dict[str, GPTQWeight]) -> tuple[Scheme, bool]:
+    """The scheme that all layers share, and whether columns were reordered. ValueError if there is none."""
+    schemes = {weight.scheme for weight in weights.values()}
+    if len(schemes) != 1:
+        raise ValueError(f"one scheme for all layers is needed, got {len(schemes)}")
+    (scheme,) = schemes
+    if scheme.bits not in (2, 3, 4, 8):
+        raise ValueError(f"the format holds 2, 3, 4 or 8 bits, not {scheme.bits}")
+    if scheme.symmetric and not scheme.full_range:
+        raise ValueError("the format's symmetric grid uses all integers: Scheme(full_range=True)")
+    return scheme, any(bool((weight.g_idx.diff() < 0).any()) for weight in weights.values())
+
+
+def _plain_tensors(model: nn.Module, weights: dict[str, GPTQWeight]) -> dict[str, Tensor]:
+    """What is stored unquantized: everything else, a tied output layer only once."""
+    tensors, seen = {}, set()
+    for name, tensor in model.state_dict().items():
+        if name.removesuffix(".weight") in weights or tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        tensors[name] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def _write_json(path: Path, content: dict) -> None:
+    """Write JSON with sorted keys; what JSON does not know is written as a string."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, default=str) + "\n")
+
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+
+def read(folder: str | Path) -> tuple[dict[str, GPTQWeight], dict[str, Tensor]]:
+    """Read a GPTQ checkpoint by any writer.
+
+    Args:
+        folder: with config.json and *.safetensors.
+
+    Returns:
+        The quantized layers by name, and all other tensors by name.
+
+    Raises:
+        ValueError: when the folder holds no GPTQ checkpoint, or one of a kind not known here.
+    """
+    folder = Path(folder)
+    settings = _settings(folder)
+    scheme = Scheme(settings["bits"], None if settings["group_size"] == -1 else settings["group_size"],
+                    symmetric=bool(settings.get("sym", True)))
+    format = settings.get("checkpoint_format") or settings.get("format") or "gptq"
+    tensors = _all_tensors(folder)
+    names = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    if not names:
+        raise ValueError(f"{folder} holds no quantized layer (no tensor named *.qweight)")
+    weights = {}
+    for name in names:
+        missing = [part for part in PARTS if f"{name}.{part}" not in tensors]
+        if missing:
+            raise ValueError(f"{folder}: layer {name} has no {missing[0]}")
+        weights[name] = layer_from_tensors({part: tensors.pop(f"{name}.{part}") for part in PARTS},
+                                           scheme, format)
+    return weights, tensors
+
+
+def load(
+    folder: str | Path, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a GPTQ checkpoint by any writer, with its weights dequantized. Needs no GPTQ library.
+
+    Args:
+        folder: with config.json, *.safetensors and a tokenizer.
+        dtype: of the model's weights.
+
+    Returns:
+        (model, tokenizer), the model in eval mode.
+
+    Raises:
+        ValueError: as `read`, and when a tensor is missing.
+    """
+    weights, tensors = read(folder)
+    config = AutoConfig.from_pretrained(folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    missing, _ = model.load_state_dict(tensors, strict=False)
+    with torch.no_grad():  # one layer at a time: the whole model is never held twice
+        for name, weight in weights.items():
+            model.get_submodule(name).weight.copy_(weight.dequantize())
+    model.tie_weights()
+    given = {f"{name}.weight" for name in weights}
+    if config.tie_word_embeddings:
+        given.add("lm_head.weight")
+    absent = [name for name in missing if name not in given]
+    if absent:
+        raise ValueError(f"{folder} has no tensor {absent[0]}")
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def _settings(folder: Path) -> dict:
+    """The quantization settings of a folder. ValueError when it is no GPTQ checkpoint."""
+    try:
+        settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no config.json") from None
+    except KeyError:
+        try:
+            settings = json.loads((folder / "quantize_config.json").read_text())
+        except FileNotFoundError:
+            raise ValueError(f"{folder} is no GPTQ checkpoint: config.json does not say how") from None
+    if settings.get("quant_method", "gptq") != "gptq":
+        raise ValueError(f"{folder} was quantized by {settings['quant_method']!r}, not by gptq")
+    return settings
+
+
+def _all_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of all *.safetensors files of a folder, by name. ValueError when one is damaged."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no *.safetensors file")
+    tensors = {}
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged: {error}") from None
+    return tensors
