@@ -1,6 +1,7 @@
 """Knowledge distillation: a small model, the student, learns from the outputs of a large one, the teacher.
 
-    layers = layer_map(6, 3)                          which teacher layers the student starts from
+Example:
+    layers = layer_map(6, 3)  # which teacher layers the student starts from
     student = make_student(teacher, layers)
     finetune.train(student, tokenizer, examples, steps=60, loss=Objective(teacher, soft=1.0))
 """

@@ -18,14 +18,27 @@ from course_utils.finetune import Training
 def heal(student: nn.Module, teacher: nn.Module, windows: Tensor, *, steps: int, lr: float = 3e-4,
          divergence: Callable[[Tensor, Tensor, float], Tensor] = kd_loss, temperature: float = 1.0,
          seed: int = 0, progress: str = "healing") -> Training:
-    """Train the student's unfrozen parameters on the teacher's next-token distributions. Returns a Training.
+    """Train the student's unfrozen parameters on the teacher's next-token distributions.
 
-    windows     integer tensor [n, length] of token ids; each step takes one, in a seeded order
-    divergence  kd_loss (forward KL), reverse_kl, or any function (student, teacher, temperature) -> scalar
-    lr          highest learning rate of AdamW: reached after a tenth of the steps, then falling to 0
+    The student stays in eval mode: no dropout.
 
-    Losses are in nats a token. The student stays in eval mode: no dropout.
-    Raises ValueError when there are no windows, no steps or nothing to train.
+    Args:
+        student: a causal language model; it is changed in place.
+        teacher: a causal language model with the same vocabulary; its weights are never changed.
+        windows: integer tensor [n, length] of token ids; each step takes one, in a seeded order.
+        steps: how many, at least 1.
+        lr: highest learning rate of AdamW: reached after a tenth of the steps, then falling to 0.
+        divergence: kd_loss (forward KL), reverse_kl, or any function (student, teacher, temperature) ->
+            scalar.
+        temperature: both logits are divided by it before the softmax.
+        seed: of the order of the windows.
+        progress: title of the progress bar.
+
+    Returns:
+        A Training, its losses in nats a token.
+
+    Raises:
+        ValueError: there are no windows, no steps or nothing to train.
     """
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     if windows.ndim != 2 or not len(windows) or steps < 1 or not parameters:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 
-def kd_loss(student_logits, teacher_logits, temperature):
-    """Distance of the student's answers from the teacher's: T^2 * KL(teacher || student), a scalar in nats.
+def kd_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Distance of the student's answers from the teacher's: T^2 * KL(teacher || student).
 
-    student_logits, teacher_logits: float [..., classes], of the same shape. Both are divided by the
-    temperature T before the softmax; the mean is over everything but the classes. The gradient reaches the
-    student's logits only. T^2 keeps its size about the same for every temperature.
+    The gradient reaches the student's logits only. T^2 keeps its size about the same for every temperature.
     Source: Hinton, Vinyals, Dean, arXiv 1503.02531, section 2.
+
+    Args:
+        student_logits: float [..., classes].
+        teacher_logits: of the same shape.
+        temperature: T; both logits are divided by it before the softmax.
+
+    Returns:
+        A scalar in nats: the mean over everything but the classes.
     """
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=-1)
@@ -21,36 +27,63 @@ def kd_loss(student_logits, teacher_logits, temperature):
     return temperature**2 * divergence.mean()
 
 
-def kd_gradient(student_logits, teacher_logits, temperature):
+def kd_gradient(student_logits: torch.Tensor, teacher_logits: torch.Tensor,
+                temperature: float) -> torch.Tensor:
     """Gradient of kd_loss for the student's logits, in closed form: T * (student - teacher) / rows.
 
-    student_logits, teacher_logits: float [rows, classes]. `student` and `teacher` in the formula are their
-    softened probabilities. Returns float [rows, classes].
+    `student` and `teacher` in the formula are their softened probabilities.
     Source: equation 2 of arXiv 1503.02531, times T^2, averaged over the rows.
+
+    Args:
+        student_logits: float [rows, classes].
+        teacher_logits: of the same shape.
+        temperature: T.
+
+    Returns:
+        Float [rows, classes].
     """
     student = torch.softmax(student_logits / temperature, dim=-1)
     teacher = torch.softmax(teacher_logits / temperature, dim=-1)
     return temperature * (student - teacher) / len(student_logits)
 
 
-def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 * KL(student || teacher), a scalar in nats: the other direction.
+def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor,
+               temperature: float = 1.0) -> torch.Tensor:
+    """The other direction: T^2 * KL(student || teacher).
 
-    Shapes as for kd_loss. It costs the student much to answer what the teacher finds unlikely, and little to
-    leave out some of what the teacher finds likely. Source: MiniLLM (Gu et al.), arXiv 2306.08543.
+    It costs the student much to answer what the teacher finds unlikely, and little to leave out some of what
+    the teacher finds likely. Source: MiniLLM (Gu et al.), arXiv 2306.08543.
+
+    Args:
+        student_logits: float [..., classes].
+        teacher_logits: of the same shape; no gradient reaches them.
+        temperature: T; both logits are divided by it before the softmax.
+
+    Returns:
+        A scalar in nats: the mean over everything but the classes.
     """
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=-1)
     return temperature**2 * (student.exp() * (student - teacher)).sum(dim=-1).mean()
 
 
-def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor,
-                projection: nn.Module | None = None) -> Tensor:
-    """Mean squared error between hidden states, over real tokens only; a scalar.
+def hidden_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor,
+                projection: nn.Module | None = None) -> torch.Tensor:
+    """Mean squared error between hidden states, over real tokens only.
 
-    student: float [batch, length, width]; teacher: [batch, length, teacher's width]; mask: [batch, length],
-    1 for real tokens and 0 for padding. projection maps the student's width to the teacher's where they
-    differ, and is trained along. Source: TinyBERT (Jiao et al.), arXiv 1909.10351, equation 8.
+    Source: TinyBERT (Jiao et al.), arXiv 1909.10351, equation 8.
+
+    Args:
+        student: float [batch, length, width].
+        teacher: float [batch, length, teacher's width]; no gradient reaches it.
+        mask: [batch, length], 1 for real tokens and 0 for padding.
+        projection: maps the student's width to the teacher's where they differ, and is trained along.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: the shapes differ, after the projection if there is one.
     """
     if projection is not None:
         student = projection(student)
@@ -61,11 +94,21 @@ def hidden_loss(student: Tensor, teacher: Tensor, mask: Tensor,
     return (error * mask).sum() / mask.sum()
 
 
-def attention_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """KL(teacher || student) between attention distributions, over heads and real tokens; in nats.
+def attention_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) between attention distributions, over heads and real tokens.
 
-    student, teacher: float [batch, heads, length, length], rows sum to 1; mask as in hidden_loss.
     Source: MiniLM (Wang et al.), arXiv 2002.10957, section 3.1, equation 6.
+
+    Args:
+        student: float [batch, heads, length, length], rows sum to 1.
+        teacher: of the same shape; no gradient reaches it.
+        mask: [batch, length], 1 for real tokens and 0 for padding.
+
+    Returns:
+        A scalar in nats.
+
+    Raises:
+        ValueError: the shapes differ.
     """
     if student.shape != teacher.shape:
         raise ValueError(f"attention {list(student.shape)} and {list(teacher.shape)} differ: both models "

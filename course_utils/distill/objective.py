@@ -16,15 +16,20 @@ from course_utils.distill.losses import attention_loss, hidden_loss, kd_loss
 class Objective:
     """A weighted sum of losses: objective(student, batch, labels) is a scalar.
 
-    teacher      its weights are never changed; it runs without dropout and without gradients
-    hard         weight of the cross-entropy with the labels
-    soft         weight of kd_loss at this temperature
-    hidden       weight of hidden_loss, mean over the compared layers
-    attention    weight of attention_loss, last layer against last layer
-    layers       the teacher layer of each student layer (layer_map); hidden needs it
-    compare      student layers whose hidden states are compared; None: all
-    projection   maps hidden states of a narrower student (see hidden_loss). Make it a part of the student,
-                 `student.projection = projection`, and it is trained along; delete it before saving
+    Attributes:
+        teacher: its weights are never changed; it runs without dropout and without gradients.
+        hard: weight of the cross-entropy with the labels.
+        soft: weight of kd_loss.
+        hidden: weight of hidden_loss, mean over the compared layers.
+        attention: weight of attention_loss, last layer against last layer.
+        temperature: that of kd_loss.
+        layers: the teacher layer of each student layer (layer_map); hidden needs it.
+        compare: student layers whose hidden states are compared; None: all.
+        projection: maps hidden states of a narrower student (see hidden_loss). Make it a part of the student,
+            `student.projection = projection`, and it is trained along; delete it before saving.
+
+    Raises:
+        ValueError: a weight is negative, all are 0, or hidden has no layers.
     """
 
     teacher: nn.Module
@@ -45,6 +50,16 @@ class Objective:
             raise ValueError("hidden compares layer by layer: give layers=layer_map(teacher's, student's)")
 
     def __call__(self, student: nn.Module, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            student: a classifier of sentences.
+            batch: what student and teacher take: input_ids, attention_mask and so on, [batch, length] each.
+            labels: integer tensor [batch].
+
+        Returns:
+            A scalar.
+        """
         if self.attention:
             for model in (student, self.teacher):  # other kernels do not return the attention they compute
                 model.set_attn_implementation("eager")
@@ -79,6 +94,13 @@ def stages(objective: Objective, layers: Sequence[int]) -> list[Objective]:
     In the stage of layer i the student only learns to match the teacher's hidden states after that layer.
     Source: the layer-by-layer training that TinyBERT (section 3.2) and Aguilar et al., arXiv 1910.03723
     (progressive internal distillation), describe.
+
+    Args:
+        objective: of the last stage.
+        layers: the teacher layer of each student layer (layer_map).
+
+    Returns:
+        An objective for each stage, in their order.
     """
     first = replace(objective, hard=0.0, soft=0.0, attention=0.0, hidden=1.0, layers=layers)
     return [*(replace(first, compare=[i]) for i in range(len(layers))), objective]

@@ -12,14 +12,23 @@ from course_utils.prune.depth import remove_blocks
 from course_utils.quantize.layerwise import find_blocks
 
 
-def layer_map(teacher_layers, student_layers):
-    """For each student layer the teacher layer that it starts from and is compared with, a list of int.
+def layer_map(teacher_layers: int, student_layers: int) -> list[int]:
+    """For each student layer the teacher layer that it starts from and is compared with.
 
-    Layers count from 0. The teacher's layers are cut into as many stretches as the student has layers, as
-    equal as possible; the last layer of each stretch is taken: 6 and 3 give [1, 3, 5], 5 and 2 give [1, 4].
-    Where the end of a stretch is no whole number, it is rounded down.
-    Raises ValueError unless 1 <= student_layers <= teacher_layers.
+    The teacher's layers are cut into as many stretches as the student has layers, as equal as possible; the
+    last layer of each stretch is taken: 6 and 3 give [1, 3, 5], 5 and 2 give [1, 4]. Where the end of a
+    stretch is no whole number, it is rounded down.
     Source: TinyBERT, arXiv 1909.10351, section 3.1 (uniform g(m)).
+
+    Args:
+        teacher_layers: how many the teacher has.
+        student_layers: how many the student has, from 1 to teacher_layers.
+
+    Returns:
+        Numbers of teacher layers, counted from 0.
+
+    Raises:
+        ValueError: student_layers is out of range.
     """
     if not 1 <= student_layers <= teacher_layers:
         raise ValueError(f"a student has from 1 to {teacher_layers} layers, not {student_layers}")
@@ -27,11 +36,19 @@ def layer_map(teacher_layers, student_layers):
 
 
 def make_student(teacher: nn.Module, layers: Sequence[int], train: Sequence[int] | None = None) -> nn.Module:
-    """A new model with only these blocks of the teacher, in this order (rising, counted from 0).
+    """Make a model with only some blocks of the teacher.
 
-    train: teacher's numbers of the blocks that will be trained. Only these are copied; everything else is
-    frozen and shares its memory with the teacher. None: all is copied, all can be trained.
-    Raises ValueError when layers do not rise, do not exist, or train names a block that is not kept.
+    Args:
+        teacher: stays as it is.
+        layers: numbers of the blocks to keep, rising, counted from 0.
+        train: teacher's numbers of the blocks that will be trained. Only these are copied; everything else is
+            frozen and shares its memory with the teacher. None: all is copied, all can be trained.
+
+    Returns:
+        A new model.
+
+    Raises:
+        ValueError: layers do not rise, do not exist, or train names a block that is not kept.
     """
     blocks = find_blocks(teacher)
     layers = [int(layer) for layer in layers]
@@ -50,7 +67,15 @@ def make_student(teacher: nn.Module, layers: Sequence[int], train: Sequence[int]
 
 
 def from_scratch(student: nn.Module, seed: int = 0) -> nn.Module:
-    """A model built like this one with new random weights: the student without its teacher's layers."""
+    """Make a model built like the student, with new random weights: without its teacher's layers.
+
+    Args:
+        student: a model of transformers; it stays as it is.
+        seed: of the random weights.
+
+    Returns:
+        A new model on the same device.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(student)(copy.deepcopy(student.config)).to(student.device)

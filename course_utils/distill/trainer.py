@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,14 +15,22 @@ from course_utils.distill.losses import kd_loss
 class DistillationTrainer(Trainer):
     """A Trainer whose loss is alpha * kd_loss + (1 - alpha) * cross-entropy.
 
-    teacher      runs in eval mode and without gradients; its weights never change
-    temperature, alpha   see above; alpha from 0 (labels only) to 1 (teacher only)
-
     Works for classifiers of sentences ([batch, classes]) and of tokens ([batch, length, classes]). Where
-    a label is -100, neither loss looks. All other arguments are Trainer's.
+    a label is -100, neither loss looks.
+
+    Args:
+        *args: Trainer's.
+        teacher: runs in eval mode and without gradients; its weights never change.
+        temperature: that of kd_loss, above 0.
+        alpha: from 0 (labels only) to 1 (teacher only).
+        **kwargs: Trainer's.
+
+    Raises:
+        ValueError: temperature or alpha is out of range.
     """
 
-    def __init__(self, *args, teacher: nn.Module, temperature: float = 2.0, alpha: float = 0.5, **kwargs):
+    def __init__(self, *args: Any, teacher: nn.Module, temperature: float = 2.0, alpha: float = 0.5,
+                 **kwargs: Any) -> None:
         if temperature <= 0 or not 0 <= alpha <= 1:
             raise ValueError(f"temperature must be above 0 and alpha from 0 to 1, got {temperature}, {alpha}")
         super().__init__(*args, **kwargs)
@@ -30,8 +40,20 @@ class DistillationTrainer(Trainer):
         # which it leaves out for models that can do so themselves.
         self.model_accepts_loss_kwargs = False
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss of a batch (a dict with labels); with return_outputs also the student's outputs."""
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+                     num_items_in_batch: torch.Tensor | int | None = None
+                     ) -> torch.Tensor | tuple[torch.Tensor, Any]:  # fmt: skip
+        """The loss of a batch.
+
+        Args:
+            model: the student.
+            inputs: the batch, with its labels.
+            return_outputs: whether the student's outputs are wanted too.
+            num_items_in_batch: ignored: the loss is a mean over the batch.
+
+        Returns:
+            The loss, a scalar; with return_outputs (loss, outputs).
+        """
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         outputs = model(**inputs)

@@ -1,9 +1,10 @@
 """Number formats for weights and activations, from FP32 down to 4 bits, each decoded and encoded by hand.
 
-    floats.py   sign, exponent, mantissa: FP32, TF32, BF16, FP16, E5M2, E4M3, E2M1; and E8M0, the power of two
-    tables.py   nearest value in a table, NF4's table, integers
-    block_scaled.py   codes that share a scale: INT8, INT4, NF4, MXFP4, NVFP4, FP8 with a scale a row
-    convert.py  any tensor in any of them; all weights of a model in one after another
+Modules:
+    floats: sign, exponent, mantissa: FP32, TF32, BF16, FP16, E5M2, E4M3, E2M1; and E8M0, the power of two.
+    tables: nearest value in a table, NF4's table, integers.
+    block_scaled: codes that share a scale: INT8, INT4, NF4, MXFP4, NVFP4, FP8 with a scale a row.
+    convert: any tensor in any of them; all weights of a model in one after another.
 """
 
 from course_utils.formats.block_scaled import (

@@ -33,17 +33,21 @@ SMALLEST_SCALE = 2.0**-127  # its reciprocal is still finite in float32
 class BlockFormat:
     """How a block of weights becomes codes and a scale, and how it is read back.
 
-    block         weights that share a scale, along the last dimension; None: the whole row
-    table         float32, the number behind each code
-    encode        scaled weights -> codes
-    store_scale   largest magnitude of each block -> its scale, as it is stored
-    read_scale    the stored scale -> float32
-    tensor_scale  the size that the tensor's largest weight is scaled to before all else (NVFP4), or None
-    double        the format of the scales themselves (double quantization), or None
+    Attributes:
+        name: how tables call it.
+        code_bits: bits of a code, 4 or 8.
+        block: weights that share a scale, along the last dimension; None: the whole row.
+        table: float32 [2**code_bits], the number behind each code.
+        encode: scaled weights -> codes.
+        scale_bits: bits of a stored scale.
+        store_scale: largest magnitude of each block -> its scale, as it is stored.
+        read_scale: the stored scale -> float32.
+        tensor_scale: the size that the tensor's largest weight is scaled to before all else (NVFP4), or None.
+        double: the format of the scales themselves (double quantization), or None.
     """
 
     name: str
-    code_bits: int  # 4 or 8
+    code_bits: int
     block: int | None
     table: torch.Tensor
     encode: Callable[[torch.Tensor], torch.Tensor]
@@ -56,7 +60,14 @@ class BlockFormat:
     def bits_per_weight(self, row_length: int | None = None) -> float:
         """Bits of a code and its share of the block's scale. What a tensor stores only once is left out.
 
-        row_length is needed where the block is a whole row (ValueError without it).
+        Args:
+            row_length: weights in a row; needed where the block is a whole row.
+
+        Returns:
+            Bits a weight.
+
+        Raises:
+            ValueError: the block is a whole row, and row_length is missing.
         """
         block = self.block or row_length
         if block is None:
@@ -67,14 +78,23 @@ class BlockFormat:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized tensor: what would be written to disk, and the way back."""
+    """A quantized tensor: what would be written to disk, and the way back.
+
+    Attributes:
+        format: how to read it.
+        shape: of the tensor that was quantized.
+        codes: uint8; 4-bit codes two a byte, the first in the upper half.
+        scales: one a block, as the format stores it; with double quantization quantized themselves.
+        tensor_scale: float32 scalar, the scale of the tensor, or None.
+        scales_mean: double quantization: subtracted from the scales before it; else None.
+    """
 
     format: BlockFormat
     shape: torch.Size
-    codes: torch.Tensor  # uint8; 4-bit codes two a byte, the first in the upper half
-    scales: "torch.Tensor | Quantized"  # one a block
+    codes: torch.Tensor
+    scales: "torch.Tensor | Quantized"
     tensor_scale: torch.Tensor | None = None
-    scales_mean: torch.Tensor | None = None  # double quantization: subtracted from the scales before it
+    scales_mean: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +103,11 @@ class Quantized:
         return sum(part.nbytes for part in parts if part is not None)
 
     def block_scales(self) -> torch.Tensor:
-        """The scale of each block, float32 [blocks]."""
+        """The scale of each block, that of the tensor included.
+
+        Returns:
+            float32 [blocks].
+        """
         if isinstance(self.scales, Quantized):
             blocks = self.shape.numel() // self.format.block
             return self.scales.dequantize()[:blocks] + self.scales_mean
@@ -91,7 +115,11 @@ class Quantized:
         return scales if self.tensor_scale is None else scales * self.tensor_scale
 
     def dequantize(self) -> torch.Tensor:
-        """The weights that codes and scales stand for, float32 [shape]."""
+        """The weights that codes and scales stand for.
+
+        Returns:
+            float32 [shape].
+        """
         scales = self.block_scales()[:, None]
         table = self.format.table.to(scales.device)
         codes = self.codes.view(len(scales), -1)
@@ -105,8 +133,16 @@ class Quantized:
 def quantize(weight: torch.Tensor, format: BlockFormat) -> Quantized:
     """Quantize a tensor in blocks along its last dimension.
 
-    weight: float32, float16 or bfloat16 (else TypeError), finite, with a last dimension that is a multiple
-    of the block (else ValueError).
+    Args:
+        weight: float32, float16 or bfloat16, finite, with a last dimension that is a multiple of the block.
+        format: what to quantize it to.
+
+    Returns:
+        Codes and scales.
+
+    Raises:
+        TypeError: the weight has another dtype.
+        ValueError: it is empty or not finite, blocks do not divide its rows, or it needs too large a scale.
     """
     block = _check(weight, format)
     blocks = weight.detach().reshape(-1, block)
@@ -135,7 +171,7 @@ def quantize(weight: torch.Tensor, format: BlockFormat) -> Quantized:
     return Quantized(format, weight.shape, codes, scales, tensor_scale, scales_mean)
 
 
-def _check(weight, format) -> int:
+def _check(weight: torch.Tensor, format: BlockFormat) -> int:
     """The length of a block; TypeError or ValueError when the weight does not fit the format."""
     check_float(weight, format.name)
     if weight.numel() == 0 or weight.dim() == 0:
@@ -149,19 +185,33 @@ def _check(weight, format) -> int:
     return block
 
 
-def _parts(blocks):
+def _parts(blocks: torch.Tensor) -> list[slice]:
     """Slices of at most CHUNK elements that cover the blocks [n, block]."""
     at_once = max(1, CHUNK // blocks.shape[1])
     return [slice(start, start + at_once) for start in range(0, len(blocks), at_once)]
 
 
 def pack_4bit(codes: torch.Tensor) -> torch.Tensor:
-    """uint8 codes 0 to 15 [..., n], n even -> uint8 [..., n / 2]: the first of each two in the upper half."""
+    """Put two codes in each byte, the first in the upper half.
+
+    Args:
+        codes: uint8 [..., n], each 0 to 15, n even.
+
+    Returns:
+        uint8 [..., n / 2].
+    """
     return codes[..., ::2] << 4 | codes[..., 1::2]
 
 
 def unpack_4bit(packed: torch.Tensor) -> torch.Tensor:
-    """The inverse of pack_4bit."""
+    """The inverse of pack_4bit.
+
+    Args:
+        packed: uint8 [..., m].
+
+    Returns:
+        uint8 [..., 2 m], each 0 to 15.
+    """
     return torch.stack([packed >> 4, packed & 0xF], dim=-1).flatten(-2)
 
 
@@ -169,7 +219,16 @@ def unpack_4bit(packed: torch.Tensor) -> torch.Tensor:
 
 
 def int_format(name: str, bits: int, block: int | None) -> BlockFormat:
-    """Symmetric integers with an FP16 scale: a block's largest weight becomes +-(2**(bits - 1) - 1)."""
+    """Symmetric integers with an FP16 scale: a block's largest weight becomes +-(2**(bits - 1) - 1).
+
+    Args:
+        name: how tables call it.
+        bits: of a code, 4 or 8.
+        block: weights that share a scale; None: the whole row.
+
+    Returns:
+        The format.
+    """
     largest = 2 ** (bits - 1) - 1
     return BlockFormat(
         name, bits, block,
@@ -181,7 +240,15 @@ def int_format(name: str, bits: int, block: int | None) -> BlockFormat:
 
 
 def fp8_format(name: str, block: int | None) -> BlockFormat:
-    """E4M3 with an FP32 scale: a block's largest weight becomes 448."""
+    """E4M3 with an FP32 scale: a block's largest weight becomes 448.
+
+    Args:
+        name: how tables call it.
+        block: weights that share a scale; None: the whole row.
+
+    Returns:
+        The format.
+    """
     return BlockFormat(
         name, 8, block,
         table=value_table(E4M3),
@@ -196,6 +263,13 @@ def nf4_format(name: str, double: bool = False) -> BlockFormat:
 
     With double quantization the scales, less their mean, become 8-bit floats in blocks of 256. Here those
     are E4M3; the QLoRA paper says "8-bit floats", and bitsandbytes takes a table of its own.
+
+    Args:
+        name: how tables call it.
+        double: whether to quantize the scales too.
+
+    Returns:
+        The format.
     """
     table = normal_float_table()
     return BlockFormat(
@@ -209,7 +283,14 @@ def nf4_format(name: str, double: bool = False) -> BlockFormat:
 
 
 def mxfp4_format(name: str) -> BlockFormat:
-    """E2M1 in blocks of 32 with a power of two, E8M0, as scale."""
+    """E2M1 in blocks of 32 with a power of two, E8M0, as scale.
+
+    Args:
+        name: how tables call it.
+
+    Returns:
+        The format.
+    """
     return BlockFormat(
         name, 4, 32,
         table=value_table(E2M1),
@@ -225,6 +306,12 @@ def nvfp4_format(name: str) -> BlockFormat:
 
     The tensor's largest weight is first scaled to 6 * 448, so that its block gets the largest E4M3 number
     as scale and the largest E2M1 number as code.
+
+    Args:
+        name: how tables call it.
+
+    Returns:
+        The format.
     """
     return BlockFormat(
         name, 4, 16,

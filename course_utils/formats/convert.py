@@ -1,6 +1,7 @@
 """Any tensor in any format, and a whole model in one format after another."""
 
 import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,21 @@ FORMATS = FLOATS | BLOCKS
 
 
 def convert(x: torch.Tensor, name: str) -> tuple[torch.Tensor, int]:
-    """(x rounded to the format, as float32; the bytes it takes there, scales included).
+    """Round a tensor to a format.
 
     Plain floats saturate where x is out of range. TF32 takes 4 bytes: it exists inside matrix units only.
-    Raises ValueError for an unknown name, and what `round_to` and `quantize` raise.
+
+    Args:
+        x: float32, float16 or bfloat16.
+        name: of the format, one of FORMATS.
+
+    Returns:
+        (x rounded, float32 of the same shape; the bytes it takes in the format, scales included).
+
+    Raises:
+        TypeError: x has another dtype.
+        ValueError: the name is unknown, or the values or the shape of x do not fit the format (see `round_to`
+            and `quantize`).
     """
     if name not in FORMATS:
         raise ValueError(f"no format {name!r}; there are {', '.join(FORMATS)}")
@@ -33,10 +45,12 @@ def convert(x: torch.Tensor, name: str) -> tuple[torch.Tensor, int]:
 class Conversion:
     """What a model's weights became in a format.
 
-    nbytes   true bytes of all parameters: matrices in the format, scales included, the rest as it was
-    weights  number of weights that were converted
-    bits     bits of such a weight, scales included
-    error    |converted - original| / |original|, Euclidean norms over all converted weights
+    Attributes:
+        name: of the format.
+        nbytes: true bytes of all parameters: matrices in the format, scales included, the rest as it was.
+        weights: number of weights that were converted.
+        bits: bits of such a weight, scales included.
+        error: |converted - original| / |original|, Euclidean norms over all converted weights.
     """
 
     name: str
@@ -45,7 +59,12 @@ class Conversion:
     bits: float
     error: float
 
-    def row(self):
+    def row(self) -> dict[str, float]:
+        """The figures as a row of `measure.table`.
+
+        Returns:
+            Column -> value.
+        """
         return {
             "bits per weight": round(self.bits, 3),
             "MB": round(self.nbytes / 1e6, 1),
@@ -54,18 +73,23 @@ class Conversion:
 
 
 @contextmanager
-def converting(model: torch.nn.Module):
+def converting(model: torch.nn.Module) -> Iterator[Callable[[str], Conversion]]:
     """Put the matrices of a model into one format after another; at the end they are what they were.
 
+    Each call starts from the original weights and leaves the values that the format can hold in the model, in
+    the model's own dtype. Vectors (norms, biases) stay. The originals wait in files in a temporary folder:
+    one model in memory is enough.
+
+    Args:
+        model: its parameters with two dimensions are converted.
+
+    Yields:
+        A function: name of a format -> Conversion. It raises what `convert` raises.
+
+    Example:
         with formats.converting(model) as put_weights_in:
             print(put_weights_in("NF4"))
             print(measure.perplexity(model, tokens))
-
-    Yields a function: name of a format -> Conversion. Each call starts from the original weights and leaves
-    the values that the format can hold in the model, in the model's own dtype. Vectors (norms, biases) stay.
-    The originals wait in files in a temporary folder: one model in memory is enough.
-
-    The function raises what `convert` raises.
     """
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     others = sum(parameter.nbytes for parameter in model.parameters() if parameter.dim() != 2)
@@ -75,7 +99,7 @@ def converting(model: torch.nn.Module):
         for matrix, file in zip(matrices, files, strict=True):
             torch.save(matrix.detach().clone(), file)
 
-        def originals():
+        def originals() -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
             for matrix, file in zip(matrices, files, strict=True):
                 yield matrix, torch.load(file, map_location=matrix.device)
 

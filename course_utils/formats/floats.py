@@ -25,10 +25,14 @@ FP32_BIAS = 127
 class FloatFormat:
     """A sign bit, then the exponent, then the mantissa.
 
-    `specials` says what the codes with the largest exponent mean:
-    "inf+nan"  infinity (mantissa 0) and NaN (any other mantissa), as in IEEE 754
-    "nan"      only the code with every bit set is NaN; no infinity (torch: the "fn" in float8_e4m3fn)
-    "none"     every code is an ordinary number
+    Attributes:
+        name: how tables call it.
+        exponent_bits: width of the exponent.
+        mantissa_bits: width of the mantissa.
+        specials: what the codes with the largest exponent mean.
+            "inf+nan": infinity (mantissa 0) and NaN (any other mantissa), as in IEEE 754.
+            "nan": only the code with every bit set is NaN; no infinity (torch: the "fn" in float8_e4m3fn).
+            "none": every code is an ordinary number.
     """
 
     name: str
@@ -38,10 +42,12 @@ class FloatFormat:
 
     @property
     def bits(self) -> int:
+        """Width of a code: sign, exponent and mantissa."""
         return 1 + self.exponent_bits + self.mantissa_bits
 
     @property
     def bias(self) -> int:
+        """What is subtracted from the exponent field to give the power of two."""
         return 2 ** (self.exponent_bits - 1) - 1
 
     @property
@@ -61,6 +67,7 @@ class FloatFormat:
 
     @property
     def largest(self) -> float:
+        """The largest finite number."""
         return decode(torch.tensor(self.largest_code), self).item()
 
     @property
@@ -70,6 +77,7 @@ class FloatFormat:
 
     @property
     def smallest_normal(self) -> float:
+        """The smallest number above zero whose significand begins with a 1."""
         return 2.0 ** (1 - self.bias)
 
     @property
@@ -93,19 +101,26 @@ E2M1 = FloatFormat("FP4 E2M1", 2, 1, "none")
 FLOATS = {format.name: format for format in (FP32, TF32, BF16, FP16, E5M2, E4M3, E2M1)}
 
 
-def decode_float(bits, exponent_bits, mantissa_bits, specials="inf+nan"):
+def decode_float(bits: torch.Tensor, exponent_bits: int, mantissa_bits: int,
+                 specials: str = "inf+nan") -> torch.Tensor:
     """Decode floating-point numbers from their bits: sign, then exponent, then mantissa.
 
     An exponent field e above 0 means sign * (1 + mantissa / 2**mantissa_bits) * 2**(e - bias).
     An exponent field of 0 means      sign * (0 + mantissa / 2**mantissa_bits) * 2**(1 - bias)  (subnormal).
-    The bias is 2**(exponent_bits - 1) - 1. The topmost codes depend on `specials`:
-    "inf+nan"  e all ones is infinity if the mantissa is 0, else NaN
-    "nan"      e all ones and mantissa all ones is NaN
-    "none"     every code is a number
-
-    bits: integer tensor of any shape and integer dtype; bits above the format's width are ignored.
-    Returns a float64 tensor of the same shape: float64 holds all numbers of these formats exactly.
+    The bias is 2**(exponent_bits - 1) - 1.
     Source: IEEE 754-2019, section 3.4; OCP 8-bit Floating Point Specification 1.0, section 5.
+
+    Args:
+        bits: integer tensor of any shape and integer dtype; bits above the format's width are ignored.
+        exponent_bits: width of the exponent.
+        mantissa_bits: width of the mantissa.
+        specials: what the topmost codes mean.
+            "inf+nan": e all ones is infinity if the mantissa is 0, else NaN.
+            "nan": e all ones and mantissa all ones is NaN.
+            "none": every code is a number.
+
+    Returns:
+        float64 tensor of the same shape: float64 holds all numbers of these formats exactly.
     """
     bits = bits.long()  # room to compute: in uint8, 1 - 2 * sign would wrap around
     sign = 1.0 - 2.0 * ((bits >> (exponent_bits + mantissa_bits)) & 1)
@@ -127,9 +142,17 @@ def decode_float(bits, exponent_bits, mantissa_bits, specials="inf+nan"):
 
 
 def decode(codes: torch.Tensor, format: FloatFormat) -> torch.Tensor:
-    """The numbers that codes stand for, float32, same shape. The low `format.bits` bits of each code count.
+    """The numbers that codes stand for.
 
-    Raises TypeError when `codes` is not an integer tensor.
+    Args:
+        codes: integer tensor of any shape; the low `format.bits` bits of each code count.
+        format: what they are codes of.
+
+    Returns:
+        float32, same shape.
+
+    Raises:
+        TypeError: `codes` is not an integer tensor.
     """
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise TypeError(f"{format.name} codes are integers, not {codes.dtype}: x.view(...) gives bits")
@@ -144,8 +167,17 @@ def encode(x: torch.Tensor, format: FloatFormat, saturate: bool = False) -> torc
     Torch agrees, with one exception: since 2.12 its cast to float8_e4m3fn saturates; before, it gave NaN.
     NaN becomes the NaN code with every bit set, and keeps its sign.
 
-    x: float32, float16 or bfloat16 (else TypeError); no NaN for a format that has none (ValueError).
-    Returns int32 of the same shape; int64 for FP32, whose codes fill 32 bits.
+    Args:
+        x: float32, float16 or bfloat16, of any shape.
+        format: what to encode it in.
+        saturate: whether overflow gives the largest number.
+
+    Returns:
+        int32 of the same shape; int64 for FP32, whose codes fill 32 bits.
+
+    Raises:
+        TypeError: x has another dtype.
+        ValueError: x has NaN, and the format has none.
     """
     x = _float32(x, format)
     power, _, significand = _round(x, format)
@@ -166,15 +198,25 @@ def encode(x: torch.Tensor, format: FloatFormat, saturate: bool = False) -> torc
 
 
 def round_to(x: torch.Tensor, format: FloatFormat, saturate: bool = False) -> torch.Tensor:
-    """x rounded to the numbers of the format, float32: the same as decode(encode(x)), without the codes.
+    """Round x to the numbers of the format: the same as decode(encode(x)), without the codes.
 
-    Arguments, overflow and errors as for `encode`.
+    Args:
+        x: float32, float16 or bfloat16, of any shape.
+        format: whose numbers to take.
+        saturate: whether overflow gives the largest number, see `encode`.
+
+    Returns:
+        float32, same shape.
+
+    Raises:
+        TypeError: x has another dtype.
+        ValueError: x has NaN, and the format has none.
     """
     x = _float32(x, format)
     overflow = {"inf+nan": math.inf, "nan": math.nan, "none": format.largest}[format.specials]
     overflow = format.largest if saturate else overflow
 
-    def convert(part):
+    def convert(part: torch.Tensor) -> torch.Tensor:
         _, step, significand = _round(part, format)
         value = significand.mul_(step)
         value[value > format.largest] = overflow
@@ -184,7 +226,7 @@ def round_to(x: torch.Tensor, format: FloatFormat, saturate: bool = False) -> to
     return in_chunks(convert, x)
 
 
-def _round(x, format):
+def _round(x: torch.Tensor, format: FloatFormat) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """|x| = significand * step, with the significand rounded to an integer, half to even.
 
     Returns (power, step, significand); power is the power of two at or below |x|. In FP32 it needs no
@@ -198,7 +240,7 @@ def _round(x, format):
     return power, step, size.div_(step).round_()
 
 
-def _float32(x, format):
+def _float32(x: torch.Tensor, format: FloatFormat) -> torch.Tensor:
     check_float(x, format.name)
     if format.specials == "none" and x.isnan().any():
         raise ValueError(f"{format.name} has no NaN, but {int(x.isnan().sum())} of {x.numel()} values are")
@@ -206,13 +248,29 @@ def _float32(x, format):
 
 
 def check_float(x: torch.Tensor, name: str) -> None:
-    """TypeError unless x is of a dtype that float32 holds exactly."""
+    """Refuse a tensor that float32 does not hold exactly.
+
+    Args:
+        x: of any shape.
+        name: of the format that it is made into, for the message.
+
+    Raises:
+        TypeError: x is not float32, float16 or bfloat16.
+    """
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"{name} is made from float32, float16 or bfloat16, not {x.dtype}: use .float()")
 
 
 def in_chunks(convert: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Apply an elementwise function to x, CHUNK elements at a time. float32, same shape."""
+    """Apply an elementwise function, CHUNK elements at a time.
+
+    Args:
+        convert: takes a tensor [n], gives one of the same shape; it may write into what it takes.
+        x: of any shape.
+
+    Returns:
+        float32, same shape.
+    """
     flat = x.reshape(-1)
     out = torch.empty_like(flat, dtype=torch.float32)
     for start in range(0, flat.numel(), CHUNK):
@@ -221,7 +279,15 @@ def in_chunks(convert: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) 
 
 
 def bit_string(code: int, format: FloatFormat) -> str:
-    """The bits of one code with the fields apart: '0 01111 1000000000'."""
+    """The bits of one code with the fields apart.
+
+    Args:
+        code: the low `format.bits` bits count.
+        format: what it is a code of.
+
+    Returns:
+        Sign, exponent and mantissa, such as '0 01111 1000000000'.
+    """
     bits = f"{int(code) % 2**format.bits:0{format.bits}b}"
     return f"{bits[0]} {bits[1 : 1 + format.exponent_bits]} {bits[1 + format.exponent_bits :]}"
 
@@ -230,16 +296,32 @@ def bit_string(code: int, format: FloatFormat) -> str:
 
 
 def decode_e8m0(codes: torch.Tensor) -> torch.Tensor:
-    """2**(code - 127), float32, same shape; code 255 is NaN. Source: OCP MX 1.0, section 5.4.1."""
+    """2**(code - 127); code 255 is NaN. Source: OCP MX 1.0, section 5.4.1.
+
+    Args:
+        codes: integer tensor of any shape, 0 to 255.
+
+    Returns:
+        float32, same shape.
+    """
     codes = codes.long()
     return torch.where(codes == 255, math.nan, torch.exp2(codes.double() - 127)).float()
 
 
 def encode_e8m0(x: torch.Tensor) -> torch.Tensor:
-    """The code of the power of two nearest to |x|, uint8, same shape. A tie, 1.5 * 2**n, goes up.
+    """The code of the power of two nearest to |x|. A tie, 1.5 * 2**n, goes up.
 
     As torch casts to float8_e8m0fnu: the tie at the very bottom, 1.5 * 2**-127, goes down; NaN, infinity and
-    what rounds beyond 2**127 become 255 (NaN). x: float32, float16 or bfloat16 (else TypeError).
+    what rounds beyond 2**127 become 255 (NaN).
+
+    Args:
+        x: float32, float16 or bfloat16, of any shape.
+
+    Returns:
+        uint8, same shape.
+
+    Raises:
+        TypeError: x has another dtype.
     """
     check_float(x, "E8M0")
     fp32 = x.detach().float().view(torch.int32)
@@ -250,15 +332,19 @@ def encode_e8m0(x: torch.Tensor) -> torch.Tensor:
     return torch.where(field == 255, 255, field + up).to(torch.uint8)
 
 
-def block_scale_e8m0(blocks, largest_power=2):
+def block_scale_e8m0(blocks: torch.Tensor, largest_power: int = 2) -> torch.Tensor:
     """The scale that a block's elements share: the E8M0 code of 2**(floor(log2(absmax)) - largest_power).
 
-    absmax is the largest magnitude of the block; largest_power is floor(log2) of the element format's
-    largest number: 2 for E2M1, whose largest is 6. The code is the power plus a bias of 127, kept within
+    absmax is the largest magnitude of the block. The code is the power plus a bias of 127, kept within
     0 to 254; a block of zeros gets 0.
-
-    blocks: float32 tensor [..., block], finite. Returns an integer tensor [...].
     Source: OCP Microscaling Formats (MX) Specification 1.0, section 6.3.
+
+    Args:
+        blocks: float32 tensor [..., block], finite.
+        largest_power: floor(log2) of the element format's largest number: 2 for E2M1, whose largest is 6.
+
+    Returns:
+        Integer tensor [...].
     """
     absmax = blocks.abs().amax(dim=-1)
     # frexp: absmax = fraction * 2**exponent with the fraction in [0.5, 1). It is exact where a logarithm is

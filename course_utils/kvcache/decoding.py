@@ -1,22 +1,38 @@
 """Greedy decoding written out, and the perplexity of a text that is read through a cache."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from course_utils import measure
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
+
 
 @torch.no_grad()
-def greedy(model, ids, new_tokens, cache=None):
-    """Continue `ids` by the most likely token, new_tokens times.
+def greedy(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int,
+           cache: Cache | None = None) -> torch.Tensor:
+    """Continue a text by the most likely token, again and again.
 
-    ids         integer tensor [batch, n], n >= 1, no padding
-    new_tokens  tokens to write; an end-of-text token does not stop it, so the work is always the same
-    cache       a transformers Cache (possibly holding the first tokens of ids already); None: no cache at
-                all, each step reads the whole text again
+    Args:
+        model: a causal language model of transformers.
+        ids: integer tensor [batch, n], n >= 1, no padding.
+        new_tokens: tokens to write; an end-of-text token does not stop it, so the work is always the same.
+        cache: a transformers Cache (possibly holding the first tokens of ids already); None: no cache at
+            all, each step reads the whole text again.
 
-    Returns an integer tensor [batch, n + new_tokens]. Raises ValueError when `ids` has no new token.
+    Returns:
+        Integer tensor [batch, n + new_tokens].
+
+    Raises:
+        ValueError: `ids` is no such tensor, or the cache holds all its tokens already.
     """
     _check_ids(ids)
     for _ in range(new_tokens):
@@ -32,14 +48,21 @@ def greedy(model, ids, new_tokens, cache=None):
 
 
 @torch.no_grad()
-def read(model, ids, cache, chunk=1):
+def read(model: PreTrainedModel, ids: torch.Tensor, cache: Cache, chunk: int = 1) -> torch.Tensor:
     """Logits of every token when a text is read through a cache, `chunk` tokens a pass.
 
-    ids    integer tensor [batch, n], the part of the text that the cache does not hold yet
-    chunk  tokens in one pass. Within a pass a token sees the exact keys and values of its pass-mates, so a
-           cache that rounds or forgets shows its effect only between passes
+    Args:
+        model: a causal language model of transformers.
+        ids: integer tensor [batch, n], the part of the text that the cache does not hold yet.
+        cache: a transformers Cache; it holds these tokens too afterwards.
+        chunk: tokens in one pass. Within a pass a token sees the exact keys and values of its pass-mates, so
+            a cache that rounds or forgets shows its effect only between passes.
 
-    Returns float logits [batch, n, vocabulary]. Raises ValueError for a chunk below 1.
+    Returns:
+        Float logits [batch, n, vocabulary].
+
+    Raises:
+        ValueError: `ids` is no such tensor, or `chunk` is below 1.
     """
     _check_ids(ids)
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
@@ -48,17 +71,22 @@ def read(model, ids, cache, chunk=1):
     return torch.cat(passes, dim=1)
 
 
-def cached_perplexity(model, tokens, make, window=512, chunk=32):
+def cached_perplexity(model: PreTrainedModel, tokens: torch.Tensor, make: Callable[[], Cache],
+                      window: int = 512, chunk: int = 32) -> measure.Perplexity:
     """Perplexity of a text, each window of which is read through a cache of its own.
 
-    model   a causal language model of transformers
-    tokens  integer tensor [n], token ids; an incomplete last window is left out
-    make    zero-argument callable that returns an empty cache
-    window  tokens a cache must hold, at least 2
-    chunk   tokens a pass, see `read`
+    Args:
+        model: a causal language model of transformers.
+        tokens: integer tensor [n], token ids; an incomplete last window is left out.
+        make: returns an empty cache.
+        window: tokens a cache must hold, at least 2.
+        chunk: tokens a pass, see `read`.
 
-    Returns a measure.Perplexity: with an exact cache, the same number as measure.perplexity(model, tokens,
-    window) on whole windows. Raises ValueError when the text is shorter than a window.
+    Returns:
+        With an exact cache, the same number as measure.perplexity(model, tokens, window) on whole windows.
+
+    Raises:
+        ValueError: the text is shorter than a window, or `window` or `chunk` is too small.
     """
     if isinstance(window, bool) or not isinstance(window, int) or not 2 <= window <= len(tokens):
         raise ValueError(f"window must be a whole number from 2 to {len(tokens)} (the text), not {window!r}")
@@ -73,7 +101,7 @@ def cached_perplexity(model, tokens, make, window=512, chunk=32):
     return measure.Perplexity(value, total / scored, scored, window, window, str(device))
 
 
-def _check_ids(ids):
+def _check_ids(ids: Any) -> None:
     if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point():
         shape = list(ids.shape) if isinstance(ids, torch.Tensor) else type(ids).__name__
         raise ValueError(f"ids must be an integer tensor [batch, n] with n >= 1, not {shape}")

@@ -8,18 +8,27 @@ look at. A `Cache` is a list of such layers. Keys and values are [batch, key-val
 Interface: transformers 5.23, cache_utils.py, classes CacheLayerMixin and Cache.
 """
 
+from typing import Any
+
 import torch
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-def make_cache(config, layer, **arguments):
-    """A transformers Cache with one `layer(**arguments)` for each layer of the model.
+def make_cache(config: PreTrainedConfig, layer: type[CacheLayerMixin], **arguments: Any) -> Cache:
+    """Make a transformers Cache with one `layer(**arguments)` for each layer of the model.
 
-    config     the model's config: num_hidden_layers is read
-    layer      a class of this package: DynamicLayer, StaticLayer, SlidingWindowLayer, QuantizedLayer
-    arguments  what that class takes, such as max_tokens=512
+    Args:
+        config: the model's; num_hidden_layers is read.
+        layer: a class of this package: DynamicLayer, StaticLayer, SlidingWindowLayer, QuantizedLayer.
+        **arguments: what that class takes, such as max_tokens=512.
 
-    Raises TypeError when `layer` is no cache layer; the class itself raises ValueError on bad arguments.
+    Returns:
+        An empty cache.
+
+    Raises:
+        TypeError: `layer` is no cache layer.
+        ValueError: the class does not take these arguments' values.
     """
     if not (isinstance(layer, type) and issubclass(layer, CacheLayerMixin)):
         raise TypeError(f"layer must be a class such as DynamicLayer, not {layer!r}")
@@ -33,34 +42,54 @@ class Layer(CacheLayerMixin):
     is_compileable = False  # transformers would then compile the model on a GPU
     is_croppable = False  # used by assisted decoding, which takes rejected tokens back
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.seen = 0  # tokens that went through this layer
 
-    def get_seq_length(self):
-        """Tokens seen: the position of the next one."""
+    def get_seq_length(self) -> int:
+        """Count the tokens seen.
+
+        Returns:
+            Their number, which is the position of the next one.
+        """
         return self.seen
 
-    def get_max_length(self):
-        """Most tokens the layer takes; -1 means no limit."""
+    def get_max_length(self) -> int:
+        """Most tokens the layer takes.
+
+        Returns:
+            -1: no limit.
+        """
         return -1
 
-    def get_mask_sizes(self, query_length):
-        """(width of the mask, position of its first column) for a pass of query_length new tokens."""
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """What transformers needs for the attention mask of a pass.
+
+        Args:
+            query_length: new tokens in the pass.
+
+        Returns:
+            (width of the mask, position of its first column), in tokens.
+        """
         return self.seen + query_length, 0
 
-    def lazy_initialization(self, key_states, value_states):
-        """Begin with no tokens, with the batch, heads, dtype and device of the first keys and values."""
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Begin with no tokens, with the batch, heads, dtype and device of the first keys and values.
+
+        Args:
+            key_states: the first keys, float [batch, heads, n, head_dim].
+            value_states: the first values, of the same shape.
+        """
         self.keys = key_states.new_empty(*key_states.shape[:2], 0, key_states.shape[3])
         self.values = value_states.new_empty(*value_states.shape[:2], 0, value_states.shape[3])
         self.is_initialized = True
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget all tokens."""
         self.keys = self.values = None
         self.is_initialized, self.seen = False, 0
 
-    def _begin(self, key_states, value_states):
+    def _begin(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Set up at the first update; afterwards refuse another batch size, which would mix up requests."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -77,16 +106,37 @@ class DynamicLayer(Layer):
 
     is_croppable = True
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        """Append the new tokens; return all keys and all values [batch, heads, seen, head_dim]."""
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any,
+               **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the new tokens.
+
+        Args:
+            key_states: their keys, float [batch, heads, n, head_dim].
+            value_states: their values, of the same shape.
+            *args: ignored, as is `kwargs`: transformers passes more than we need.
+            **kwargs: ignored.
+
+        Returns:
+            All keys and all values, each [batch, heads, seen, head_dim].
+
+        Raises:
+            ValueError: the batch has another size than before.
+        """
         self._begin(key_states, value_states)
         self.keys = torch.cat([self.keys, key_states], dim=2)
         self.values = torch.cat([self.values, value_states], dim=2)
         self.seen += key_states.shape[2]
         return self.keys, self.values
 
-    def crop(self, tokens_to_remove):
-        """Forget the last tokens. As in transformers 5, their number comes as a negative int (or 0)."""
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens.
+
+        Args:
+            tokens_to_remove: their number as a negative int (or 0), as in transformers 5.
+
+        Raises:
+            ValueError: the number is positive.
+        """
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): give the tokens to remove as a negative number")
         if self.is_initialized and tokens_to_remove:
@@ -101,25 +151,55 @@ class StaticLayer(Layer):
     Nothing is copied and no address changes, but the room is taken from the first token on. We return the
     filled part only. transformers' own StaticCache returns all of it and masks the rest: every shape then
     stays the same, which torch.compile and CUDA graphs need.
+
+    Args:
+        max_tokens: tokens to take room for.
+
+    Raises:
+        ValueError: max_tokens is no whole number of at least 1.
     """
 
-    def __init__(self, max_tokens):
+    def __init__(self, max_tokens: int) -> None:
         super().__init__()
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             raise ValueError(f"max_tokens must be a whole number of at least 1, not {max_tokens!r}")
         self.max_tokens = max_tokens
 
-    def get_max_length(self):
+    def get_max_length(self) -> int:
+        """Most tokens the layer takes.
+
+        Returns:
+            max_tokens.
+        """
         return self.max_tokens
 
-    def lazy_initialization(self, key_states, value_states):
-        """Take the memory: two tensors of zeros [batch, heads, max_tokens, head_dim]."""
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Take the memory: two tensors of zeros [batch, heads, max_tokens, head_dim].
+
+        Args:
+            key_states: the first keys, float [batch, heads, n, head_dim].
+            value_states: the first values, of the same shape.
+        """
         self.keys = key_states.new_zeros(*key_states.shape[:2], self.max_tokens, key_states.shape[3])
         self.values = value_states.new_zeros(*value_states.shape[:2], self.max_tokens, value_states.shape[3])
         self.is_initialized = True
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        """Write the new tokens; return the filled part. ValueError when they do not fit."""
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any,
+               **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new tokens behind the others.
+
+        Args:
+            key_states: their keys, float [batch, heads, n, head_dim].
+            value_states: their values, of the same shape.
+            *args: ignored.
+            **kwargs: ignored.
+
+        Returns:
+            The filled part: all keys and all values, each [batch, heads, seen, head_dim].
+
+        Raises:
+            ValueError: the tokens do not fit, or the batch has another size than before.
+        """
         self._begin(key_states, value_states)
         end = self.seen + key_states.shape[2]
         if end > self.max_tokens:
@@ -130,7 +210,7 @@ class StaticLayer(Layer):
         self.seen = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget all tokens but keep the memory: that is the point of it."""
         self.seen = 0
 
@@ -138,34 +218,65 @@ class StaticLayer(Layer):
 class SlidingWindowLayer(Layer):
     """Keeps the newest tokens, and the first few if asked: memory stops growing.
 
-    window  how many tokens a token looks at, itself included
-    sinks   how many of the first tokens are kept besides ("attention sinks", arXiv 2309.17453)
-
     Fed token by token (or with a first prompt no longer than the window), it gives what a model without
     cache gives under `window_mask`. When several tokens come in one pass, the earlier ones of them see a
     little more than their window. With sinks, a batch of padded prompts is not supported: the mask of the
     padding would fall on the wrong columns.
+
+    Args:
+        window: how many tokens a token looks at, itself included, at least 1.
+        sinks: how many of the first tokens are kept besides ("attention sinks", arXiv 2309.17453).
+
+    Raises:
+        ValueError: a number is no whole one, or too small.
     """
 
     is_sliding = True
 
-    def __init__(self, window, sinks=0):
+    def __init__(self, window: int, sinks: int = 0) -> None:
         super().__init__()
         _check_window(window, sinks)
         self.window, self.sinks = window, sinks
 
-    def get_max_length(self):
+    def get_max_length(self) -> int:
+        """Most tokens that one token looks at.
+
+        Returns:
+            The window and the sinks.
+        """
         return self.sinks + self.window
 
-    def get_mask_sizes(self, query_length):
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """What transformers needs for the attention mask of a pass.
+
+        Args:
+            query_length: new tokens in the pass.
+
+        Returns:
+            (width of the mask, position of its first column), in tokens: only what is kept has columns.
+        """
         kept = self._kept()
         return kept + query_length, self.seen - kept
 
-    def _kept(self):
+    def _kept(self) -> int:
         return min(self.seen, self.sinks + self.window - 1)
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        """Return what is kept and the new tokens; then drop what the next token must not see."""
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any,
+               **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the new tokens, then drop what the next token must not see.
+
+        Args:
+            key_states: their keys, float [batch, heads, n, head_dim].
+            value_states: their values, of the same shape.
+            *args: ignored.
+            **kwargs: ignored.
+
+        Returns:
+            Keys and values of what was kept and of the new tokens, each [batch, heads, kept + n, head_dim].
+
+        Raises:
+            ValueError: the batch has another size than before.
+        """
         self._begin(key_states, value_states)
         keys = torch.cat([self.keys, key_states], dim=2)
         values = torch.cat([self.values, value_states], dim=2)
@@ -173,7 +284,7 @@ class SlidingWindowLayer(Layer):
         self.keys, self.values = self._trim(keys), self._trim(values)
         return keys, values
 
-    def _trim(self, states):
+    def _trim(self, states: torch.Tensor) -> torch.Tensor:
         tokens = states.shape[2]
         if tokens <= self._kept():
             return states
@@ -181,12 +292,24 @@ class SlidingWindowLayer(Layer):
         return torch.cat([states[:, :, : self.sinks], recent], dim=2)  # a copy: a view would keep all alive
 
 
-def window_mask(tokens, window, sinks=0, dtype=torch.float32):
+def window_mask(tokens: int, window: int, sinks: int = 0,
+                dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The attention mask of a sliding window, for a model that runs without cache.
 
-    Returns a float tensor [1, 1, tokens, tokens] to be added to the attention scores: 0 where the query
-    (row) may see the key (column), the lowest number of `dtype` elsewhere. A token sees itself, the
-    window - 1 tokens before it, and the first `sinks` tokens. Raises ValueError on a bad window or sinks.
+    A token sees itself, the window - 1 tokens before it, and the first `sinks` tokens.
+
+    Args:
+        tokens: length of the text.
+        window: tokens that a token looks at, itself included, at least 1.
+        sinks: how many of the first tokens are seen besides.
+        dtype: a float dtype, that of the attention scores.
+
+    Returns:
+        Tensor [1, 1, tokens, tokens] of `dtype`, to be added to the attention scores: 0 where the query
+        (row) may see the key (column), the lowest number of `dtype` elsewhere.
+
+    Raises:
+        ValueError: `window` or `sinks` is no whole number, or too small.
     """
     _check_window(window, sinks)
     query, key = torch.arange(tokens)[:, None], torch.arange(tokens)[None, :]
@@ -195,7 +318,7 @@ def window_mask(tokens, window, sinks=0, dtype=torch.float32):
     return mask[None, None]
 
 
-def _check_window(window, sinks):
+def _check_window(window: Any, sinks: Any) -> None:
     for name, value, low in (("window", window, 1), ("sinks", sinks, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")

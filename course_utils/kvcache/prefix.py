@@ -5,6 +5,11 @@ request holds for the next one as far as their tokens agree, and exactly so.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
 
 from course_utils.kvcache.layers import DynamicLayer, make_cache
 
@@ -12,22 +17,33 @@ from course_utils.kvcache.layers import DynamicLayer, make_cache
 class PrefixStore:
     """Keeps the caches of past prompts, and starts new requests from the best of them.
 
-    config      the model's config
-    max_tokens  tokens kept in all; the prompts unused for longest go first
+    Args:
+        config: the model's.
+        max_tokens: tokens kept in all; the prompts unused for longest go first.
+
+    Attributes:
+        prompts: token ids of a prompt -> (keys, values) of each layer, the latest used last.
+
+    Raises:
+        ValueError: max_tokens is no whole number of at least 1.
     """
 
-    def __init__(self, config, max_tokens=4096):
+    def __init__(self, config: PreTrainedConfig, max_tokens: int = 4096) -> None:
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             raise ValueError(f"max_tokens must be a whole number of at least 1, not {max_tokens!r}")
         self.config, self.max_tokens = config, max_tokens
         self.prompts = OrderedDict()  # tuple of token ids -> [(keys, values) of each layer]
 
-    def save(self, ids, cache):
-        """Keep the keys and values of the tokens `ids` [n] from the cache that a request has filled.
+    def save(self, ids: torch.Tensor | Iterable[int], cache: Cache) -> None:
+        """Keep the keys and values of a prompt from the cache that a request has filled.
 
-        cache  a transformers Cache of DynamicLayers (ours or transformers' own), one request in it
+        Args:
+            ids: token ids [n] of the prompt.
+            cache: a transformers Cache of DynamicLayers (ours or transformers' own), one request in it.
 
-        Raises ValueError when the cache holds another batch or fewer tokens, or when n > max_tokens.
+        Raises:
+            ValueError: the cache holds another batch or fewer tokens, n > max_tokens, or `ids` are no token
+                ids.
         """
         ids = _checked(ids)
         if len(ids) > self.max_tokens:
@@ -41,11 +57,19 @@ class PrefixStore:
         while sum(map(len, self.prompts)) > self.max_tokens:
             self.prompts.popitem(last=False)
 
-    def start(self, ids):
-        """(cache, n): a cache that already holds the first n tokens of the request `ids`.
+    def start(self, ids: torch.Tensor | Iterable[int]) -> tuple[Cache, int]:
+        """Begin a request with what is known of its prompt.
 
-        n is the longest beginning shared with a kept prompt, but at most len(ids) - 1: the model must read
-        at least one token to say what comes next. n = 0 and an empty cache when nothing fits.
+        Args:
+            ids: token ids [n] of the prompt.
+
+        Returns:
+            (cache, m): a cache that already holds the first m tokens. m is the longest beginning shared with
+            a kept prompt, but at most n - 1: the model must read at least one token to say what comes next.
+            m = 0 and an empty cache when nothing fits.
+
+        Raises:
+            ValueError: `ids` are no token ids.
         """
         ids = _checked(ids)
         best, n = None, 0
@@ -61,7 +85,7 @@ class PrefixStore:
         return cache, n
 
 
-def _shared(a, b):
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two sequences have in common from the start."""
     for n, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
@@ -69,7 +93,7 @@ def _shared(a, b):
     return min(len(a), len(b))
 
 
-def _checked(ids):
+def _checked(ids: torch.Tensor | Iterable[int]) -> tuple[int, ...]:
     ids = tuple(ids.tolist() if hasattr(ids, "tolist") else ids)
     if not ids or not all(isinstance(i, int) for i in ids):
         raise ValueError("ids must be the token ids of one request: a list or tensor [n], n >= 1")

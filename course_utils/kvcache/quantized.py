@@ -10,7 +10,11 @@ a whole number and its range always contains 0, which weights want. A key channe
 a range from 0 to 10 would waste most of the levels.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,31 +26,54 @@ BITS = (2, 4, 8)
 
 @dataclass(frozen=True)
 class Rounded:
-    """Rounded numbers: codes uint8 [..., n * bits / 8], scale and low float16, which broadcast."""
+    """Rounded numbers: low + scale * code.
+
+    Attributes:
+        codes: uint8 [..., n * bits / 8].
+        scale: float16, broadcasts with the numbers.
+        low: float16, broadcasts with the numbers.
+        bits: of one code: 2, 4 or 8.
+    """
 
     codes: Tensor
     scale: Tensor
     low: Tensor
     bits: int
 
-    def tensors(self):
+    def tensors(self) -> list[Tensor]:
+        """The tensors that are stored.
+
+        Returns:
+            Codes, scale and low.
+        """
         return [self.codes, self.scale, self.low]
 
-    def map(self, function):
-        """The same with `function` applied to each tensor."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> Rounded:
+        """The same with a function applied to each tensor.
+
+        Args:
+            function: what to apply, such as an indexing of the batch.
+
+        Returns:
+            A new Rounded.
+        """
         return Rounded(*map(function, self.tensors()), self.bits)
 
 
-def round_to_bits(values, bits, dim):
-    """Round to 2^bits levels between minimum and maximum along `dim`.
+def round_to_bits(values: Tensor, bits: int, dim: int) -> Rounded:
+    """Round to 2^bits levels between minimum and maximum along a dimension.
 
-    values  float tensor of any shape; its last dimension must be a multiple of 8 / bits
-    bits    2, 4 or 8
-    dim     the dimension that shares a scale and a minimum
+    Args:
+        values: float tensor of any shape; its last dimension must be a multiple of 8 / bits.
+        bits: 2, 4 or 8.
+        dim: the dimension that shares a scale and a minimum.
 
-    Returns a Rounded whose `scale` and `low` (float16) have size 1 in `dim`. Restored numbers are off by at
-    most half a scale, and by what float16 loses on `low` and `scale`. Raises ValueError for other bits, a
-    width that cannot be packed, or numbers that float16 cannot hold.
+    Returns:
+        A Rounded whose `scale` and `low` (float16) have size 1 in `dim`. Restored numbers are off by at most
+        half a scale, and by what float16 loses on `low` and `scale`.
+
+    Raises:
+        ValueError: other bits, a width that cannot be packed, or numbers that float16 cannot hold.
     """
     check_bits(bits, values.shape[-1])
     values = values.float()
@@ -59,28 +86,60 @@ def round_to_bits(values, bits, dim):
     return Rounded(pack(codes.to(torch.uint8), bits), scale, low, bits)
 
 
-def restore(rounded, dtype):
-    """The numbers that a Rounded stands for, in `dtype`: low + scale * code."""
+def restore(rounded: Rounded, dtype: torch.dtype) -> Tensor:
+    """The numbers that a Rounded stands for: low + scale * code.
+
+    Args:
+        rounded: what `round_to_bits` made.
+        dtype: of the result.
+
+    Returns:
+        Tensor of the shape that was rounded.
+    """
     codes = unpack(rounded.codes, rounded.bits).float()
     return (rounded.low.float() + rounded.scale.float() * codes).to(dtype)
 
 
-def pack(codes, bits):
-    """8 / bits codes in each byte, the first in the lowest bits: uint8 [..., n] -> [..., n * bits / 8]."""
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Put 8 / bits codes in each byte, the first in the lowest bits.
+
+    Args:
+        codes: uint8 [..., n], n a multiple of 8 / bits, each below 2^bits.
+        bits: 2, 4 or 8.
+
+    Returns:
+        uint8 [..., n * bits / 8].
+    """
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
     return (codes.unflatten(-1, (-1, 8 // bits)) << shifts).sum(-1, dtype=torch.uint8)
 
 
-def unpack(packed, bits):
-    """The codes out of the bytes that `pack` made: uint8 [..., m] -> [..., m * 8 / bits]."""
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """The codes out of the bytes that `pack` made.
+
+    Args:
+        packed: uint8 [..., m].
+        bits: 2, 4 or 8.
+
+    Returns:
+        uint8 [..., m * 8 / bits].
+    """
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     return ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2)
 
 
-def bits_per_number(bits, group, head_dim):
+def bits_per_number(bits: int, group: int, head_dim: int) -> float:
     """Bits stored for a number of an old token: codes, and a float16 scale and minimum for each group.
 
     Half of the numbers are keys (a group of `group` tokens shares), half are values (head_dim share).
+
+    Args:
+        bits: of one code.
+        group: tokens that are rounded together.
+        head_dim: numbers in a head's key or value.
+
+    Returns:
+        Bits a number.
     """
     return bits + (32 / group + 32 / head_dim) / 2
 
@@ -88,17 +147,22 @@ def bits_per_number(bits, group, head_dim):
 class QuantizedLayer(Layer):
     """Old tokens rounded in groups, the newest `recent` to `recent + group - 1` tokens in full precision.
 
-    bits       2, 4 or 8
-    group      tokens that are rounded together once they are old enough
-    recent     tokens that always stay as they came; 0 rounds as soon as a group is full
-    keys_by    "channel" (a scale for each channel of a group) or "token" (a scale for each token)
-    values_by  the same for the values; KIVI's choice is "token"
-
     `update` returns the tokens of the present pass untouched, so reading a prompt in one pass is exact; what
     later passes see of it is rounded. Rounding happens once for each token, never again.
+
+    Args:
+        bits: 2, 4 or 8.
+        group: tokens that are rounded together once they are old enough.
+        recent: tokens that always stay as they came; 0 rounds as soon as a group is full.
+        keys_by: "channel" (a scale for each channel of a group) or "token" (a scale for each token).
+        values_by: the same for the values; KIVI's choice is "token".
+
+    Raises:
+        ValueError: an argument is none of these.
     """
 
-    def __init__(self, bits=4, group=32, recent=128, keys_by="channel", values_by="token"):
+    def __init__(self, bits: int = 4, group: int = 32, recent: int = 128, keys_by: str = "channel",
+                 values_by: str = "token") -> None:
         super().__init__()
         check_bits(bits)
         for name, value, low in (("group", group, 1), ("recent", recent, 0)):
@@ -111,8 +175,22 @@ class QuantizedLayer(Layer):
         self.keys_by, self.values_by = keys_by, values_by
         self.old_keys = self.old_values = None  # Rounded, [batch, heads, groups, group, head_dim]
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        """Append the new tokens; return all keys and values [batch, heads, seen, head_dim]."""
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any,
+               **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the new tokens, then round what is old.
+
+        Args:
+            key_states: their keys, float [batch, heads, n, head_dim].
+            value_states: their values, of the same shape.
+            *args: ignored.
+            **kwargs: ignored.
+
+        Returns:
+            All keys and all values, each [batch, heads, seen, head_dim].
+
+        Raises:
+            ValueError: the batch has another size than before, or `round_to_bits` refuses the tokens.
+        """
         self._begin(key_states, value_states)
         self.keys = torch.cat([self.keys, key_states], dim=2)
         self.values = torch.cat([self.values, value_states], dim=2)
@@ -122,7 +200,7 @@ class QuantizedLayer(Layer):
         self._round_what_is_old()
         return keys, values
 
-    def _round_what_is_old(self):
+    def _round_what_is_old(self) -> None:
         """Move whole groups of tokens that are no longer recent from full precision to rounded."""
         groups = max(0, self.keys.shape[2] - self.recent) // self.group
         if groups == 0:
@@ -132,7 +210,7 @@ class QuantizedLayer(Layer):
         self.old_values = self._append(self.old_values, self.values[:, :, :old], self.values_by)
         self.keys, self.values = self.keys[:, :, old:].clone(), self.values[:, :, old:].clone()
 
-    def _append(self, rounded, states, by):
+    def _append(self, rounded: Rounded | None, states: Tensor, by: str) -> Rounded:
         """Round `states` [batch, heads, groups * group, head_dim] and put them behind what is rounded."""
         dim = {"channel": -2, "token": -1}[by]
         new = round_to_bits(states.unflatten(2, (-1, self.group)), self.bits, dim)
@@ -141,26 +219,39 @@ class QuantizedLayer(Layer):
         pairs = zip(rounded.tensors(), new.tensors(), strict=True)
         return Rounded(*[torch.cat(pair, dim=2) for pair in pairs], self.bits)
 
-    def reset(self):
+    def reset(self) -> None:
+        """Forget all tokens."""
         super().reset()
         self.old_keys = self.old_values = None
 
-    def reorder_cache(self, beam_idx):
-        """Beam search: row i of the batch goes on from row beam_idx[i]."""
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beam search: row i of the batch goes on from row beam_idx[i].
+
+        Args:
+            beam_idx: integer tensor [batch].
+        """
         super().reorder_cache(beam_idx)
         if self.old_keys is not None:
             self.old_keys = self.old_keys.map(lambda tensor: tensor[beam_idx])
             self.old_values = self.old_values.map(lambda tensor: tensor[beam_idx])
 
 
-def _together(rounded, recent):
+def _together(rounded: Rounded | None, recent: Tensor) -> Tensor:
     if rounded is None:
         return recent
     return torch.cat([restore(rounded, recent.dtype).flatten(2, 3), recent], dim=2)
 
 
-def check_bits(bits, width=None):
-    """Raise ValueError when bits is not 2, 4 or 8, or when numbers of `width` do not fill whole bytes."""
+def check_bits(bits: int, width: int | None = None) -> None:
+    """Refuse bits that cannot be packed.
+
+    Args:
+        bits: of one code.
+        width: numbers in a row, or None where that does not matter.
+
+    Raises:
+        ValueError: bits is not 2, 4 or 8, or `width` numbers do not fill whole bytes.
+    """
     if isinstance(bits, bool) or bits not in BITS:
         raise ValueError(f"bits must be 2, 4 or 8, not {bits!r}")
     if width is not None and width % (8 // bits):

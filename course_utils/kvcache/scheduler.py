@@ -8,53 +8,73 @@ arXiv 2309.06180, section 4.5).
 """
 
 from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 
-from course_utils.kvcache.block_tables import check_count
+from course_utils.kvcache.block_tables import BlockAllocator, check_count
+from course_utils.kvcache.contiguous import ContiguousMemory
 
 
 @dataclass
 class Request:
     """What somebody asked for, and how far the answer is.
 
-    name           any hashable name, one for each request
-    prompt_tokens  tokens of the prompt
-    output_tokens  tokens of the answer. The scheduler only looks at it to refuse what can never fit, and
-                   hands it to the memory; paged memory ignores it
-    generated      tokens of the answer so far
-    preemptions    how often it had to give way
+    Attributes:
+        name: any hashable name, one for each request.
+        prompt_tokens: tokens of the prompt.
+        output_tokens: tokens of the answer. The scheduler only looks at it to refuse what can never fit, and
+            hands it to the memory; paged memory ignores it.
+        generated: tokens of the answer so far.
+        preemptions: how often it had to give way.
     """
 
-    name: object
+    name: Hashable
     prompt_tokens: int
     output_tokens: int
     generated: int = 0
     preemptions: int = 0
 
     @property
-    def total(self):
+    def total(self) -> int:
+        """Tokens of prompt and answer together."""
         return self.prompt_tokens + self.output_tokens
 
     @property
-    def done(self):
+    def done(self) -> bool:
+        """Whether the answer is complete."""
         return self.generated >= self.output_tokens
 
 
 class Scheduler:
     """Decides who runs. First come, first served: nobody overtakes, so everybody gets done.
 
-    memory     BlockAllocator, KVPool or ContiguousMemory
-    max_batch  most requests that run at once
+    Args:
+        memory: gives each request its place; a KVPool is a BlockAllocator.
+        max_batch: most requests that run at once.
+
+    Attributes:
+        waiting: requests in the order in which they will be let in.
+        running: requests that have memory, the latest last.
+
+    Raises:
+        ValueError: max_batch is no whole number of at least 1.
     """
 
-    def __init__(self, memory, max_batch=256):
+    def __init__(self, memory: BlockAllocator | ContiguousMemory, max_batch: int = 256) -> None:
         check_count("max_batch", max_batch)
         self.memory, self.max_batch = memory, max_batch
         self.waiting, self.running = deque(), []
         self._names = set()
 
-    def submit(self, request):
-        """Put a request into the queue. ValueError when it has no tokens, or can never fit into memory."""
+    def submit(self, request: Request) -> None:
+        """Put a request into the queue.
+
+        Args:
+            request: a new one.
+
+        Raises:
+            ValueError: it has no tokens, can never fit into memory, or its name is taken.
+        """
         check_count("prompt_tokens", request.prompt_tokens)
         check_count("output_tokens", request.output_tokens)
         self.memory.check_fits(request.total)
@@ -63,8 +83,12 @@ class Scheduler:
         self._names.add(request.name)
         self.waiting.append(request)
 
-    def admit(self):
-        """Let waiting requests in as long as there is room. Returns those: their tokens must be read now."""
+    def admit(self) -> list[Request]:
+        """Let waiting requests in as long as there is room.
+
+        Returns:
+            Those let in: their tokens must be read now.
+        """
         admitted = []
         while self.waiting and len(self.running) < self.max_batch:
             request = self.waiting[0]
@@ -75,8 +99,12 @@ class Scheduler:
             admitted.append(request)
         return admitted
 
-    def make_room(self):
-        """Send the latest away until each running request has room for one token. Returns those sent away."""
+    def make_room(self) -> list[Request]:
+        """Send the latest away until each running request has room for one token.
+
+        Returns:
+            Those sent away.
+        """
         preempted = []
         while not self.memory.can_grow([request.name for request in self.running]):
             request = self.running.pop()
@@ -86,8 +114,12 @@ class Scheduler:
             preempted.append(request)
         return preempted
 
-    def finish(self):
-        """Let finished requests go and free their memory. Returns them."""
+    def finish(self) -> list[Request]:
+        """Let finished requests go and free their memory.
+
+        Returns:
+            Those that are finished.
+        """
         finished = [request for request in self.running if request.done]
         self.running = [request for request in self.running if not request.done]
         for request in finished:

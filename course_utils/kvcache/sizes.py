@@ -1,16 +1,29 @@
 """What a KV cache costs: the bytes that a cache object really holds."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 
+if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
 
-def stored_bytes(cache):
+
+def stored_bytes(cache: Cache) -> int:
     """Bytes of memory that a transformers Cache holds right now, whatever kind it is.
 
-    cache  a transformers Cache (ours or theirs)
-
     Counts each piece of memory once: a view counts with all of the memory that it keeps alive, a pool that
-    all layers share is not counted again. Returns an int, 0 for a cache that has seen no token.
-    Raises TypeError when `cache` has no list of layers.
+    all layers share is not counted again.
+
+    Args:
+        cache: a transformers Cache (ours or theirs).
+
+    Returns:
+        Bytes, 0 for a cache that has seen no token.
+
+    Raises:
+        TypeError: `cache` has no list of layers.
     """
     if not isinstance(getattr(cache, "layers", None), list):
         raise TypeError(f"cache must be a transformers Cache, not {type(cache).__name__}")
@@ -22,7 +35,7 @@ def stored_bytes(cache):
     return sum(memory.values())
 
 
-def _tensors(value):
+def _tensors(value: Any) -> list[torch.Tensor]:
     """All tensors with a token axis inside dicts, lists and small objects that offer `tensors()`."""
     if isinstance(value, torch.Tensor):
         return [value] if value.ndim >= 3 else []  # counters and flags have fewer dimensions

@@ -35,12 +35,28 @@ USEFUL_FLAGS = {
 
 @dataclass(frozen=True)
 class MachineCard:
-    """The machine and the versions behind a measurement. Memory in bytes; gpu and commit may be ""."""
+    """The machine and the versions behind a measurement.
+
+    Attributes:
+        cpu: name of the processor.
+        cores: cores that this process may use.
+        threads: threads that torch uses.
+        instruction_sets: names of the useful ones that the processor has, in alphabetical order.
+        memory: bytes.
+        gpu: name of the first GPU, or "".
+        gpu_memory: bytes; 0 without a GPU.
+        system: operating system and architecture.
+        python: version.
+        torch: version.
+        transformers: version.
+        date: in UTC, YYYY-MM-DD.
+        commit: short commit of this checkout, with "+" when files differ from it; "" outside a checkout.
+    """
 
     cpu: str
     cores: int
     threads: int
-    instruction_sets: tuple
+    instruction_sets: tuple[str, ...]
     memory: int
     gpu: str
     gpu_memory: int
@@ -51,7 +67,7 @@ class MachineCard:
     date: str
     commit: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         gpu = f"{self.gpu}, {self.gpu_memory / 1e9:.0f} GB" if self.gpu else "none"
         return "\n".join(
             [
@@ -65,7 +81,12 @@ class MachineCard:
             ]
         )
 
-    def row(self):
+    def row(self) -> dict[str, float | str]:
+        """The card as a row of `measure.table`.
+
+        Returns:
+            Column -> value.
+        """
         return {
             "CPU": self.cpu,
             "cores": self.cores,
@@ -79,10 +100,11 @@ class MachineCard:
         }
 
 
-def machine_card():
+def machine_card() -> MachineCard:
     """Describe this machine, this Python and this checkout. Takes a second or two, the first time only.
 
-    Returns a MachineCard. What cannot be found out is "" or 0; nothing here raises.
+    Returns:
+        The card. What cannot be found out is "" or 0; nothing here raises.
     """
     model, flags = _cpu()
     gpu, gpu_memory = _gpu()
@@ -104,8 +126,8 @@ def machine_card():
 
 
 @cache
-def _cpu():
-    """(model name, names of the useful instruction sets)"""
+def _cpu() -> tuple[str, tuple[str, ...]]:
+    """(model name, names of the useful instruction sets)."""
     try:
         info = cpuinfo.get_cpu_info()
     except Exception:  # py-cpuinfo raises bare exceptions on systems that it does not know
@@ -116,21 +138,21 @@ def _cpu():
     return info.get("brand_raw") or platform.processor() or platform.machine(), tuple(sorted(flags))
 
 
-def _cores():
+def _cores() -> int:
     """Cores this process may use: a container often has fewer than the machine."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _gpu():
+def _gpu() -> tuple[str, int]:
     if not torch.cuda.is_available():
         return "", 0
     properties = torch.cuda.get_device_properties(0)
     return properties.name, properties.total_memory
 
 
-def commit_of(folder):
+def commit_of(folder: Path) -> str:
     """Short commit of the checkout at `folder`, with "+" when files differ from it; "" outside a checkout.
 
     What `course bundle` packed is no checkout any more: it says in the file .commit what it was packed from.
@@ -146,6 +168,6 @@ def commit_of(folder):
     return head + ("+" if changed else "")
 
 
-def _git(folder, *arguments):
+def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -5,6 +5,7 @@ import gc
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,33 +17,45 @@ import torch
 class WeightBytes:
     """Bytes of a model's weights as they are really stored.
 
-    total      bytes, shared storage counted once
-    by_module  module name -> bytes of the tensors that it holds itself (shared ones go to the first)
-    by_dtype   dtype name -> bytes
+    Attributes:
+        total: bytes, shared storage counted once.
+        by_module: module name -> bytes of the tensors that it holds itself (shared ones go to the first).
+        by_dtype: dtype name -> bytes.
     """
 
     total: int
-    by_module: dict = field(repr=False)
-    by_dtype: dict
+    by_module: dict[str, int] = field(repr=False)
+    by_dtype: dict[str, int]
 
-    def __str__(self):
+    def __str__(self) -> str:
         kinds = ", ".join(f"{name} {nbytes / 1e6:,.2f} MB" for name, nbytes in self.by_dtype.items())
         return f"weights {self.total / 1e6:,.2f} MB ({kinds})"
 
-    def row(self):
+    def row(self) -> dict[str, float]:
+        """The total as a row of `measure.table`.
+
+        Returns:
+            Column -> value.
+        """
         return {"weights (MB)": round(self.total / 1e6, 2)}
 
 
-def weight_bytes(model):
+def weight_bytes(model: torch.nn.Module) -> WeightBytes:
     """Bytes that the parameters and buffers of a torch module occupy in memory.
 
     Each storage is counted once and whole, so tied weights do not count twice and a view keeps its full
     base alive. Packed and quantized weights count as packed, with their scales: those of bitsandbytes
     (attributes of the parameter) and of tensor subclasses such as torchao's (inner tensors).
 
-    model  torch.nn.Module with real tensors (not on the "meta" device)
+    Args:
+        model: has real tensors (not on the "meta" device).
 
-    Returns a WeightBytes. Raises TypeError for anything else, ValueError for a model without storage.
+    Returns:
+        The bytes, in total and by module and dtype.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: a tensor is on the meta device and holds no bytes.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"weight_bytes needs a torch.nn.Module, not {type(model).__name__}")
@@ -63,7 +76,7 @@ def weight_bytes(model):
     return WeightBytes(sum(by_module.values()), by_module, by_dtype)
 
 
-def _stored_tensors(tensor):
+def _stored_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The plain tensors that a weight is made of: itself, or the parts of a quantized one."""
     if hasattr(tensor, "__tensor_flatten__"):  # a wrapper subclass (torchao): the data are inside
         for name in tensor.__tensor_flatten__()[0]:
@@ -83,9 +96,10 @@ def _stored_tensors(tensor):
 class PeakMemory:
     """Peak memory of a block of code, filled in when the block ends.
 
-    start      bytes of resident memory of this process when the block began
-    peak       highest bytes of resident memory seen inside the block
-    gpu_peak   highest bytes that torch held on the GPU inside the block; 0 without a GPU
+    Attributes:
+        start: bytes of resident memory of this process when the block began.
+        peak: highest bytes of resident memory seen inside the block.
+        gpu_peak: highest bytes that torch held on the GPU inside the block; 0 without a GPU.
     """
 
     start: int = 0
@@ -93,29 +107,43 @@ class PeakMemory:
     gpu_peak: int = 0
 
     @property
-    def increase(self):
+    def increase(self) -> int:
         """Bytes by which the block raised the resident memory."""
         return self.peak - self.start
 
-    def __str__(self):
+    def __str__(self) -> str:
         text = f"peak memory {self.peak / 1e6:,.0f} MB (+{self.increase / 1e6:,.0f} MB inside the block)"
         return text + (f", GPU {self.gpu_peak / 1e6:,.0f} MB" if self.gpu_peak else "")
 
-    def row(self):
+    def row(self) -> dict[str, int]:
+        """The figures as a row of `measure.table`.
+
+        Returns:
+            Column -> value.
+        """
         row = {"peak memory (MB)": round(self.peak / 1e6), "increase (MB)": round(self.increase / 1e6)}
         return row | ({"GPU peak (MB)": round(self.gpu_peak / 1e6)} if self.gpu_peak else {})
 
 
 @contextmanager
-def peak_memory(interval=0.005):
+def peak_memory(interval: float = 0.005) -> Iterator[PeakMemory]:
     """Measure the peak resident memory of this process (and torch's peak on a GPU) inside a block.
 
+    A thread reads the process's resident set again and again: a shorter peak can be missed.
+
+    Args:
+        interval: seconds between two readings.
+
+    Yields:
+        A PeakMemory, complete when the block ends (also when it ends by an error).
+
+    Raises:
+        ValueError: the interval is not positive.
+
+    Example:
         with measure.peak_memory() as peak:
             work()
         print(peak)
-
-    A thread reads the process's resident set every `interval` seconds: a shorter peak can be missed.
-    Yields a PeakMemory, complete when the block ends (also when it ends by an error).
     """
     if not interval > 0:
         raise ValueError(f"interval must be a positive number of seconds, not {interval!r}")
@@ -126,7 +154,7 @@ def peak_memory(interval=0.005):
     if cuda:
         torch.cuda.reset_peak_memory_stats()
 
-    def sample():
+    def sample() -> None:
         while not done.is_set():
             result.peak = max(result.peak, process.memory_info().rss)
             time.sleep(interval)
@@ -145,12 +173,15 @@ def peak_memory(interval=0.005):
 
 
 @contextmanager
-def frequent_collection():
+def frequent_collection() -> Iterator[None]:
     """Collect garbage every few hundred objects while the block runs, instead of when Python thinks it pays.
 
     Python counts objects, not bytes. A library that leaves a large tensor in a circle of references keeps it
     until the next full collection, which may be long after: bitsandbytes does so with the FP32 copy of each
     weight that it quantizes to 4 bits. What exists already is set aside (`gc.freeze`), so a pass is quick.
+
+    Yields:
+        Nothing.
     """
     thresholds = gc.get_threshold()
     gc.collect()
@@ -164,14 +195,15 @@ def frequent_collection():
         gc.unfreeze()
 
 
-def release_memory(garbage=True):
+def release_memory(garbage: bool = True) -> None:
     """Give back to the system what this process has freed.
-
-    garbage  first collect garbage, which takes a good part of a second when much is loaded
 
     Empties the C library's store of freed memory (glibc keeps much of it, so that a process looks larger than
     what it uses) and torch's CUDA cache, where they exist. Nothing that a variable still holds is freed: one
     slice of one weight keeps the whole file of weights that it was loaded from.
+
+    Args:
+        garbage: first collect garbage, which takes a good part of a second when much is loaded.
     """
     if garbage:
         gc.collect()

@@ -1,13 +1,20 @@
 """How good a model is: perplexity on text, accuracy on labels."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Logits are the largest thing a perplexity needs: 512 tokens x 49,152 entries
 # x 4 bytes = 100 MB. One batch of windows may hold about this much.
@@ -18,12 +25,13 @@ LOGIT_BYTES = 128e6
 class Perplexity:
     """A perplexity, with all that is needed to compare it with another one.
 
-    value    exp(nll): the model hesitates as if between this many equally likely tokens
-    nll      mean negative log-likelihood of a scored token, in nats
-    tokens   number of tokens scored
-    window   tokens the model sees at once
-    stride   tokens by which the window moves (= window: windows do not overlap)
-    device   where it ran
+    Attributes:
+        value: exp(nll): the model hesitates as if between this many equally likely tokens.
+        nll: mean negative log-likelihood of a scored token, in nats.
+        tokens: number of tokens scored.
+        window: tokens the model sees at once.
+        stride: tokens by which the window moves (= window: windows do not overlap).
+        device: where it ran.
     """
 
     value: float
@@ -33,17 +41,23 @@ class Perplexity:
     stride: int
     device: str
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"perplexity {self.value:.2f} ({self.nll:.4f} nats per token; {self.tokens:,} tokens scored, "
             f"window {self.window}, stride {self.stride}, {self.device})"
         )
 
-    def row(self):
+    def row(self) -> dict[str, float]:
+        """The figures as a row of `measure.table`.
+
+        Returns:
+            Column -> value.
+        """
         return {"perplexity": round(self.value, 2), "tokens scored": self.tokens, "window": self.window}
 
 
-def perplexity(model, tokens, window=512, stride=None, batch_size=None):
+def perplexity(model: PreTrainedModel, tokens: torch.Tensor, window: int = 512, stride: int | None = None,
+               batch_size: int | None = None) -> Perplexity:
     """Perplexity of a causal language model on a text.
 
     The text is cut into windows of `window` tokens. The model predicts every token of a window from the
@@ -52,13 +66,19 @@ def perplexity(model, tokens, window=512, stride=None, batch_size=None):
     more context, and the work grows by window / stride. Method: "Perplexity of fixed-length models",
     transformers documentation, with every token counted once.
 
-    model       a causal language model of transformers: model(input_ids).logits is [batch, length, vocab]
-    tokens      integer tensor [n], token ids
-    window      tokens per window, 2 to n
-    stride      1 to window; None means window
-    batch_size  windows per forward pass; None chooses it so that the logits stay near 128 MB
+    Args:
+        model: a causal language model of transformers: model(input_ids).logits is [batch, length, vocab].
+        tokens: integer tensor [n], token ids.
+        window: tokens per window, 2 to n.
+        stride: 1 to window; None means window.
+        batch_size: windows per forward pass; None chooses it so that the logits stay near 128 MB.
 
-    Returns a Perplexity. Raises TypeError or ValueError when an argument does not fit.
+    Returns:
+        The perplexity and how it was measured.
+
+    Raises:
+        TypeError: `tokens` is no integer tensor.
+        ValueError: an argument is out of range, or the tokens are not of this model's vocabulary.
     """
     stride = window if stride is None else stride
     _check_text(model, tokens, window, stride)
@@ -79,8 +99,15 @@ def perplexity(model, tokens, window=512, stride=None, batch_size=None):
 
 
 @contextmanager
-def evaluating(model):
-    """Switch dropout and gradients off inside the block; afterwards every module is as it was."""
+def evaluating(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Switch dropout and gradients off inside the block; afterwards every module is as it was.
+
+    Args:
+        model: its modules are set to eval mode.
+
+    Yields:
+        The model.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -91,7 +118,7 @@ def evaluating(model):
             module.training = True
 
 
-def _spans(n, window, stride):
+def _spans(n: int, window: int, stride: int) -> list[tuple[int, int, int]]:
     """(begin, first token to score, end) of each window; every token but those without context once."""
     spans, scored_up_to = [], 0
     for begin in range(0, n, stride):
@@ -105,7 +132,7 @@ def _spans(n, window, stride):
     return spans
 
 
-def _batches(spans, batch_size):
+def _batches(spans: list[tuple[int, int, int]], batch_size: int) -> list[list[tuple[int, int, int]]]:
     """Lists of spans of one shape, at most batch_size each, in the order of the text."""
     batches = []
     for span in spans:
@@ -119,7 +146,8 @@ def _batches(spans, batch_size):
     return batches
 
 
-def _scored_nll(model, tokens, spans, device):
+def _scored_nll(model: PreTrainedModel, tokens: torch.Tensor, spans: list[tuple[int, int, int]],
+                device: torch.device) -> torch.Tensor:
     """Negative log-likelihood in nats of each scored token of a batch of spans, float32 [scored tokens]."""
     ids = torch.stack([tokens[begin:end] for begin, _, end in spans]).to(device)
     begin, first, _ = spans[0]
@@ -129,20 +157,20 @@ def _scored_nll(model, tokens, spans, device):
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def _batch_size(model, window):
+def _batch_size(model: PreTrainedModel, window: int) -> int:
     return max(1, int(LOGIT_BYTES // (4 * window * _vocabulary(model))))
 
 
-def _vocabulary(model):
+def _vocabulary(model: PreTrainedModel) -> int:
     return model.config.get_text_config().vocab_size
 
 
-def _exp(nll):
-    """exp that gives infinity where the number is too large, as a ruined model needs it."""
+def _exp(nll: float) -> float:
+    """Exp that gives infinity where the number is too large, as a ruined model needs it."""
     return math.exp(nll) if nll < 700 else (math.nan if math.isnan(nll) else math.inf)
 
 
-def _check_text(model, tokens, window, stride):
+def _check_text(model: PreTrainedModel, tokens: Any, window: Any, stride: Any) -> None:
     if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
         kind = f"a {tokens.dtype} tensor" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
         raise TypeError(f"tokens must be an integer tensor of token ids, not {kind}")
@@ -171,8 +199,12 @@ def _check_text(model, tokens, window, stride):
 class Accuracy:
     """Share of right answers with its 95 % confidence interval (Wilson score interval).
 
-    value, low, high   between 0 and 1
-    correct, total     numbers of answers
+    Attributes:
+        value: the share, between 0 and 1.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        correct: number of right answers.
+        total: number of answers.
     """
 
     value: float
@@ -181,13 +213,18 @@ class Accuracy:
     correct: int
     total: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"accuracy {self.value:.1%} ({self.correct:,} of {self.total:,}; "
             f"95 % interval {self.low:.1%} to {self.high:.1%})"
         )
 
-    def row(self):
+    def row(self) -> dict[str, float | str]:
+        """The figures as a row of `measure.table`.
+
+        Returns:
+            Column -> value.
+        """
         return {
             "accuracy (%)": round(100 * self.value, 1),
             "95 % interval (%)": f"{100 * self.low:.1f} to {100 * self.high:.1f}",
@@ -195,14 +232,22 @@ class Accuracy:
         }
 
 
-def accuracy(predictions, labels):
+def accuracy(predictions: torch.Tensor | Sequence[int], labels: torch.Tensor | Sequence[int]) -> Accuracy:
     """Share of right predictions, with the uncertainty that so few examples leave.
 
-    predictions  [n] class indices, or float [n, classes] logits (the largest wins)
-    labels       [n] class indices
+    Interval: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+    JASA 22 (1927).
 
-    Returns an Accuracy. Raises ValueError when shapes differ or nothing is given. Interval: E. B. Wilson,
-    "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    Args:
+        predictions: [n] class indices, or float [n, classes] logits (the largest wins).
+        labels: [n] class indices.
+
+    Returns:
+        The share and its interval.
+
+    Raises:
+        TypeError: class indices are no whole numbers.
+        ValueError: shapes differ, or nothing is given.
     """
     predictions, labels = torch.as_tensor(predictions), torch.as_tensor(labels)
     if predictions.dim() == 2:
@@ -222,7 +267,7 @@ def accuracy(predictions, labels):
     return Accuracy(correct / n, low, high, correct, n)
 
 
-def _wilson(correct, n, confidence=0.95):
+def _wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a share: it stays within 0 and 1 and works near both ends."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     p = correct / n

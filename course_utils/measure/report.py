@@ -1,19 +1,29 @@
 """Results side by side."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import pandas as pd
 
 pd.set_option("display.max_colwidth", None)  # a sentence in a table is shown whole, not cut after 50 letters
 
 
-def table(rows):
+def table(rows: dict[Any, Any] | Iterable[Any]) -> pd.DataFrame:
     """A pandas table of measured results; units are in the column names, values are rounded for reading.
 
-    rows  a dict label -> result, or a list of results. A result is anything from this package, a plain
-          dict column -> value, or a tuple of these, whose columns are put side by side.
+    Args:
+        rows: a dict label -> result, or a list of results. A result is anything from this package, a plain
+            dict column -> value, or a tuple of these, whose columns are put side by side.
 
-    Raises TypeError for what has no row, ValueError for an empty table.
+    Returns:
+        A row for each result.
 
-    >>> table({"FP32": (perplexity_of_fp32, bytes_of_fp32), "INT8": (perplexity_of_int8, bytes_of_int8)})
+    Raises:
+        TypeError: something has no row.
+        ValueError: the table would be empty.
+
+    Example:
+        table({"FP32": (perplexity_of_fp32, bytes_of_fp32), "INT8": (perplexity_of_int8, bytes_of_int8)})
     """
     labels = list(rows) if isinstance(rows, dict) else None
     results = list(rows.values()) if isinstance(rows, dict) else list(rows)
@@ -22,7 +32,7 @@ def table(rows):
     return pd.DataFrame([_row(result) for result in results], index=labels)
 
 
-def _row(result):
+def _row(result: Any) -> dict[str, Any]:
     if isinstance(result, dict):
         return result
     if isinstance(result, tuple):

@@ -1,10 +1,8 @@
 """Merging methods on state dicts: names and tensors in, a new state dict out. The models stay as they are.
 
-    lerp, slerp        two models, at a place t between them
-    soup               any number of models, their mean
-    task_arithmetic    a base and task vectors (fine-tuned minus base), added
-    ties               the same, after trimming small changes and settling conflicts of sign
-    dare               the same, after dropping most changes at random and enlarging the rest
+lerp and slerp merge two models, at a place t between them; soup takes the mean of any number of models.
+task_arithmetic adds task vectors (fine-tuned minus base) to a base; ties does the same after trimming small
+changes and settling conflicts of sign, dare after dropping most changes at random and enlarging the rest.
 
 All start from `states.check`. The sums are done in float32, the result has the base's dtype again.
 """
@@ -13,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,29 +25,59 @@ Task = dict[str, Tensor]  # what `task_vector` returns
 
 
 def lerp(a: State, b: State, t: float) -> dict[str, Tensor]:
-    """Straight line from model a (t = 0) to model b (t = 1). Other t extrapolate.
+    """Straight line from one model to another.
 
-    Raises ValueError or TypeError as `states.check` does, and for a t that is no finite number.
+    Args:
+        a: the model at t = 0.
+        b: the model at t = 1.
+        t: the place; t outside 0 to 1 extrapolates.
+
+    Returns:
+        A new state dict.
+
+    Raises:
+        TypeError: t is no number, or a model is no state dict.
+        ValueError: t is not finite, or the models do not agree (see `states.check`).
     """
     _check_number("t", t)
     return states.combine(lambda x, y: vectors.lerp(x, y, t), a, b)
 
 
 def slerp(a: State, b: State, t: float, parallel: float = 0.9995) -> dict[str, Tensor]:
-    """Arc from model a (t = 0) to model b (t = 1), for each tensor by itself as mergekit does it.
+    """Arc from one model to another, for each tensor by itself as mergekit does it.
 
-    Tensors with |cosine| >= parallel are merged by LERP; so is one that is all zero. (mergekit takes a tensor
-    of zeros for one at a right angle.) Raises as `lerp` does.
+    Args:
+        a: the model at t = 0.
+        b: the model at t = 1.
+        t: the place.
+        parallel: tensors with |cosine| >= parallel are merged by LERP; so is one that is all zero. (mergekit
+            takes a tensor of zeros for one at a right angle.)
+
+    Returns:
+        A new state dict.
+
+    Raises:
+        TypeError: t is no number, or a model is no state dict.
+        ValueError: t is not finite, or the models do not agree (see `states.check`).
     """
     _check_number("t", t)
     return states.combine(lambda x, y: vectors.slerp(x, y, t, parallel), a, b)
 
 
 def soup(models: Sequence[State], shares: Sequence[float] | None = None) -> dict[str, Tensor]:
-    """Weighted mean of models. shares None: all alike (Wortsman et al., "Model soups", arXiv 2203.05482).
+    """Weighted mean of models. Source: Wortsman et al., "Model soups", arXiv 2203.05482.
 
-    shares  one number a model; they are divided by their sum
-    Raises as `states.check` does, and ValueError for shares that do not fit or have the sum 0.
+    Args:
+        models: state dicts.
+        shares: one number a model; they are divided by their sum. None: all alike.
+
+    Returns:
+        A new state dict.
+
+    Raises:
+        TypeError: a share is no number, or a model is no state dict.
+        ValueError: the shares do not fit, are not finite or have the sum 0, or the models do not agree (see
+            `states.check`).
     """
     shares = [1.0] * len(models) if shares is None else list(shares)
     if len(shares) != len(models):
@@ -72,9 +101,18 @@ def soup(models: Sequence[State], shares: Sequence[float] | None = None) -> dict
 def task_vector(finetuned: State, base: State) -> dict[str, Tensor]:
     """What fine-tuning changed: finetuned - base for each floating-point tensor of the base, in float32.
 
-    Both are state dicts; neither is changed. Integer buffers are left out.
     Source: Ilharco et al., "Editing models with task arithmetic", arXiv 2212.04089, section 2.
-    Raises ValueError when the two have different names or shapes (`states.check(finetuned, base)` does it).
+
+    Args:
+        finetuned: a state dict; it is not changed.
+        base: the state dict that it grew from; it is not changed.
+
+    Returns:
+        Name -> change, float32. Integer buffers are left out.
+
+    Raises:
+        TypeError: one is no state dict.
+        ValueError: the two have different names or shapes (`states.check(finetuned, base)` does it).
     """
     states.check(finetuned, base)
     return {name: finetuned[name].float() - before.float()
@@ -82,19 +120,37 @@ def task_vector(finetuned: State, base: State) -> dict[str, Tensor]:
 
 
 def task_arithmetic(base: State, tasks: Sequence[Task], scale: float = 1.0) -> dict[str, Tensor]:
-    """base + scale * (sum of the task vectors). A negative scale makes the model forget the tasks.
+    """Add task vectors to a base: base + scale * (their sum). Source: arXiv 2212.04089.
 
-    With n tasks and scale 1/n it is the soup of the fine-tuned models. Source: arXiv 2212.04089.
-    Raises ValueError when a task does not fit the base, TypeError or ValueError for a bad scale.
+    With n tasks and scale 1/n it is the soup of the fine-tuned models.
+
+    Args:
+        base: a state dict.
+        tasks: task vectors, one or more.
+        scale: factor for the sum. A negative one makes the model forget the tasks.
+
+    Returns:
+        A new state dict.
+
+    Raises:
+        TypeError: the scale is no number, or the base no state dict.
+        ValueError: the scale is not finite, there is no task, or a task does not fit the base.
     """
     return _add_to(base, tasks, scale, lambda deltas: deltas.sum(dim=0))
 
 
 def trim(delta: Tensor, density: float) -> Tensor:
-    """Keep the share `density` of a tensor's numbers with the largest magnitude, set the others to 0.
+    """TIES's first step: keep the numbers with the largest magnitude, set the others to 0.
 
-    At least one number is kept. TIES's first step (arXiv 2306.01708, section 4.1), here for each tensor by
-    itself as in mergekit; the authors' code ranks the whole model at once.
+    Source: arXiv 2306.01708, section 4.1, here for each tensor by itself as in mergekit; the authors' code
+    ranks the whole model at once.
+
+    Args:
+        delta: the change of one tensor.
+        density: share of its numbers that is kept; at least one number is.
+
+    Returns:
+        A new tensor of the same shape.
     """
     kept = max(1, int(density * delta.numel()))
     if kept >= delta.numel():
@@ -107,9 +163,14 @@ def trim(delta: Tensor, density: float) -> Tensor:
 def elect_sign(deltas: Tensor) -> Tensor:
     """TIES's second step: for each weight, the sign in which the tasks together pull harder.
 
-    deltas   [tasks, ...], the changes that each task makes to one tensor
-    Returns a float tensor [...] of +1, -1, or 0 where both sides pull alike. The sides are weighed by
-    magnitude: one large change outvotes two small ones (arXiv 2306.01708, section 4.1).
+    The sides are weighed by magnitude: one large change outvotes two small ones.
+    Source: arXiv 2306.01708, section 4.1.
+
+    Args:
+        deltas: [tasks, ...], the changes that each task makes to one tensor.
+
+    Returns:
+        Float tensor [...] of +1, -1, or 0 where both sides pull alike.
     """
     return torch.sign(deltas.float().sum(dim=0))
 
@@ -117,18 +178,34 @@ def elect_sign(deltas: Tensor) -> Tensor:
 def agreeing_mean(deltas: Tensor, sign: Tensor) -> Tensor:
     """TIES's third step: for each weight, the mean of those changes that have the elected sign.
 
-    deltas [tasks, ...], sign [...]; returns [...]. A task whose change is 0 does not count.
+    Args:
+        deltas: [tasks, ...], the changes that each task makes to one tensor. A change of 0 does not count.
+        sign: [...], what `elect_sign` returns.
+
+    Returns:
+        Tensor [...], 0 where no change agrees.
     """
     agrees = (torch.sign(deltas) == sign) & (sign != 0)
     return (deltas * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)
 
 
 def ties(base: State, tasks: Sequence[Task], density: float = 0.2, scale: float = 1.0) -> dict[str, Tensor]:
-    """TIES merging (Yadav et al., arXiv 2306.01708): trim, elect signs, mean of those that agree.
+    """TIES merging: trim, elect signs, mean of those that agree. Source: Yadav et al., arXiv 2306.01708.
 
-    density  share of each tensor's changes that is kept, above 0 up to 1
-    scale    factor for the merged change
-    With one task and density 1 it is task arithmetic. Raises as `task_arithmetic` does.
+    With one task and density 1 it is task arithmetic.
+
+    Args:
+        base: a state dict.
+        tasks: task vectors, one or more.
+        density: share of each tensor's changes that is kept, above 0 up to 1.
+        scale: factor for the merged change.
+
+    Returns:
+        A new state dict.
+
+    Raises:
+        TypeError: density or scale is no number, or the base no state dict.
+        ValueError: density or scale is out of range, there is no task, or a task does not fit the base.
     """
     _check_number("density", density)
     if not 0 < density <= 1:
@@ -142,9 +219,17 @@ def ties(base: State, tasks: Sequence[Task], density: float = 0.2, scale: float 
 
 
 def drop_and_rescale(delta: Tensor, drop: float, generator: torch.Generator | None = None) -> Tensor:
-    """Set each number to 0 with probability `drop`, divide the others by 1 - drop: the mean stays.
+    """DARE's one step: set each number to 0 at random, enlarge the others: the mean stays.
 
-    DARE's one step (Yu et al., "Language models are super Mario", arXiv 2311.03099). Dropout, on changes.
+    It is dropout, on changes. Source: Yu et al., "Language models are super Mario", arXiv 2311.03099.
+
+    Args:
+        delta: the change of one tensor.
+        drop: probability of 0, below 1; the others are divided by 1 - drop.
+        generator: a CPU generator of the random numbers; None: torch's own.
+
+    Returns:
+        A new tensor of the same shape.
     """
     kept = torch.rand(delta.shape, generator=generator).to(delta.device) >= drop
     return delta * kept / (1 - drop)
@@ -154,9 +239,22 @@ def dare(base: State, tasks: Sequence[Task], drop: float = 0.9, scale: float = 1
          ) -> dict[str, Tensor]:  # fmt: skip
     """Task arithmetic on task vectors thinned by `drop_and_rescale` (DARE, arXiv 2311.03099).
 
-    drop  probability from 0 (plain task arithmetic) to below 1
-    Raises as `task_arithmetic` does. (mergekit enlarges by the ratio of the sums of magnitudes instead of
-    1 / (1 - drop); on a large tensor the two are nearly the same.)
+    mergekit enlarges by the ratio of the sums of magnitudes instead of 1 / (1 - drop); on a large tensor the
+    two are nearly the same.
+
+    Args:
+        base: a state dict.
+        tasks: task vectors, one or more.
+        drop: probability from 0 (plain task arithmetic) to below 1.
+        scale: factor for the sum.
+        seed: of the random numbers.
+
+    Returns:
+        A new state dict.
+
+    Raises:
+        TypeError: drop or scale is no number, or the base no state dict.
+        ValueError: drop or scale is out of range, there is no task, or a task does not fit the base.
     """
     _check_number("drop", drop)
     if not 0 <= drop < 1:
@@ -168,7 +266,7 @@ def dare(base: State, tasks: Sequence[Task], drop: float = 0.9, scale: float = 1
 
 def _add_to(base: State, tasks: Sequence[Task], scale: float, merge: Callable[[Tensor], Tensor]
             ) -> dict[str, Tensor]:  # fmt: skip
-    """base + scale * merge(changes [tasks, ...]), tensor by tensor. What no task changed is handed on."""
+    """Tensor by tensor base + scale * merge(changes [tasks, ...]). What no task changed is handed on."""
     _check_number("scale", scale)
     _check_tasks(base, tasks)
 
@@ -188,7 +286,7 @@ def _float(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _check_number(name: str, value) -> None:
+def _check_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, not {value!r}")
     if not math.isfinite(value):

@@ -8,7 +8,8 @@ belong together: shapes broadcast, dtypes are promoted. So it is checked first.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,17 @@ State = Mapping[str, Tensor]
 
 
 def check(*states: State) -> None:
-    """Raise unless these state dicts can be merged tensor by tensor. Models are counted from 1 in messages.
+    """Raise unless these state dicts can be merged tensor by tensor.
 
     All must have the same names; under each name the same shape, dtype and device, and finite numbers; the
-    same weights tied; and equal integer buffers. Raises TypeError for what is no state dict, ValueError for
-    the first thing that does not agree. It cannot see whether two models grew from the same base.
+    same weights tied; and equal integer buffers. It cannot see whether two models grew from the same base.
+
+    Args:
+        *states: one a model. Models are counted from 1 in messages.
+
+    Raises:
+        TypeError: something is no state dict.
+        ValueError: none are given, or one is empty; else the first thing that does not agree.
     """
     if not states:
         raise ValueError("no models to merge; give at least one state dict")
@@ -36,10 +43,22 @@ def check(*states: State) -> None:
 
 
 def combine(function: Callable[..., Tensor], *models: State) -> dict[str, Tensor]:
-    """Check the state dicts, then call `function` with the tensors of each name; returns a new state dict.
+    """Check the state dicts, then merge the tensors of each name.
 
     Weights that are tied stay tied. What is the same memory in all the models is handed on as it is, not
-    copied, so `function` must be a mean of some kind: f(x, x) = x. The order of names is that of the first.
+    copied.
+
+    Args:
+        function: takes a tensor of each model, gives the merged one. It must be a mean of some kind:
+            f(x, x) = x.
+        *models: state dicts.
+
+    Returns:
+        A new state dict, in the order of names of the first.
+
+    Raises:
+        TypeError: something is no state dict.
+        ValueError: the models do not agree (see `check`).
     """
     check(*models)
 
@@ -52,13 +71,18 @@ def combine(function: Callable[..., Tensor], *models: State) -> dict[str, Tensor
 
 
 def for_each_weight(function: Callable[[str, Tensor], Tensor], state: State) -> dict[str, Tensor]:
-    """A state dict with function(name, tensor) in the place of each floating-point tensor.
+    """Replace each floating-point tensor of a state dict. Integer buffers are handed on as they are.
 
-    It is called once for weights that are tied, under their first name, so they stay tied. Integer buffers
-    are handed on as they are.
+    Args:
+        function: takes name and tensor, gives the new tensor. It is called once for weights that are tied,
+            under their first name, so they stay tied.
+        state: stays as it is.
+
+    Returns:
+        A new state dict.
     """
     new: dict[str, Tensor] = {}
-    done: dict[tuple, Tensor] = {}
+    done: dict[tuple[Hashable, ...], Tensor] = {}
     for name, tensor in state.items():
         place = _place(tensor)
         if place not in done:
@@ -68,8 +92,15 @@ def for_each_weight(function: Callable[[str, Tensor], Tensor], state: State) -> 
 
 
 def weights(state: State) -> dict[str, Tensor]:
-    """The floating-point tensors of a state dict, each tied group once, under its first name."""
-    found: dict[tuple, str] = {}
+    """The floating-point tensors of a state dict, each tied group once.
+
+    Args:
+        state: a state dict.
+
+    Returns:
+        Name -> tensor, a tied group under its first name.
+    """
+    found: dict[tuple[Hashable, ...], str] = {}
     for name, tensor in state.items():
         if tensor.is_floating_point():
             found.setdefault(_place(tensor), name)
@@ -77,17 +108,36 @@ def weights(state: State) -> dict[str, Tensor]:
 
 
 def tied(state: State) -> set[tuple[str, ...]]:
-    """Groups of names that stand for one tensor in memory, such as ("model.embed_tokens.weight",
-    "lm_head.weight"). Same memory, shape and strides."""
-    groups: dict[tuple, list[str]] = {}
+    """Groups of names that stand for one tensor in memory: same memory, shape and strides.
+
+    Args:
+        state: a state dict.
+
+    Returns:
+        Groups of two or more names, such as ("model.embed_tokens.weight", "lm_head.weight").
+    """
+    groups: dict[tuple[Hashable, ...], list[str]] = {}
     for name, tensor in state.items():
         groups.setdefault(_place(tensor), []).append(name)
     return {tuple(names) for names in groups.values() if len(names) > 1}
 
 
 def cosine(a: State, b: State) -> float:
-    """Cosine of the angle between two models, or two task vectors, each read as one long arrow of all its
-    floating-point numbers. NaN if one is all zero. Raises as `check` does."""
+    """Cosine of the angle between two models, or two task vectors.
+
+    Each is read as one long arrow of all its floating-point numbers; computed in float64.
+
+    Args:
+        a: a state dict.
+        b: one with the same names, shapes, dtypes, devices and ties.
+
+    Returns:
+        From -1 to 1; NaN if one is all zero.
+
+    Raises:
+        TypeError: one is no state dict.
+        ValueError: they do not agree (see `check`).
+    """
     check(a, b)
     names = weights(a)
     dot = sum(torch.dot(a[name].flatten().double(), b[name].flatten().double()).item() for name in names)
@@ -95,20 +145,27 @@ def cosine(a: State, b: State) -> float:
 
 
 def norm(state: State) -> float:
-    """Length of a state dict's floating-point numbers as one arrow (Euclidean norm)."""
+    """Length of a state dict's floating-point numbers as one arrow (Euclidean norm), computed in float64.
+
+    Args:
+        state: a state dict.
+
+    Returns:
+        The length.
+    """
     return math.sqrt(sum(tensor.double().square().sum().item() for tensor in weights(state).values()))
 
 
 # ---- the checks --------------------------------------------------------------------------------------------
 
 
-def _place(tensor: Tensor) -> tuple:
+def _place(tensor: Tensor) -> tuple[Hashable, ...]:
     """Where a tensor lies in memory. An empty tensor lies nowhere, so it is tied to nothing."""
     at = tensor.data_ptr() if tensor.numel() else id(tensor)
     return tensor.device, at, tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
-def _check_state(number: int, state) -> None:
+def _check_state(number: int, state: Any) -> None:
     if isinstance(state, torch.nn.Module):
         raise TypeError(f"model {number} is a {type(state).__name__}; give its state_dict()")
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -12,10 +12,19 @@ from torch import Tensor
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of the angle between two tensors of one shape, from -1 to 1; NaN if one of them is all zero.
+    """Cosine of the angle between two tensors.
 
     Computed in float32 (float64 for float64 input) from arrows of length 1, so no product can overflow.
-    Raises ValueError when the shapes differ.
+
+    Args:
+        a: of any shape.
+        b: of the same shape.
+
+    Returns:
+        From -1 to 1; NaN if one of them is all zero.
+
+    Raises:
+        ValueError: the shapes differ.
     """
     if a.shape != b.shape:
         raise ValueError(f"the shapes differ: {list(a.shape)} and {list(b.shape)}")
@@ -25,9 +34,20 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def lerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """The point at share t of the straight line from a to b: (1 - t) a + t b. Shape and dtype of a.
+    """The point at share t of the straight line from a to b: (1 - t) a + t b.
 
-    Computed in float32 (float64 for float64 input). Raises ValueError when the shapes differ.
+    Computed in float32 (float64 for float64 input).
+
+    Args:
+        a: of any shape.
+        b: of the same shape.
+        t: 0 gives a, 1 gives b.
+
+    Returns:
+        Tensor with shape and dtype of a.
+
+    Raises:
+        ValueError: the shapes differ.
     """
     if a.shape != b.shape:
         raise ValueError(f"the shapes differ: {list(a.shape)} and {list(b.shape)}")
@@ -36,7 +56,7 @@ def lerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, t: float, parallel: float = 0.9995) -> Tensor:
-    """The point at share t of the arc from a to b. Tensors of any one shape; shape and dtype of a.
+    """The point at share t of the arc from a to b.
 
     With A the angle between a and b, each read as one flat vector of float32 (float64 for float64 input):
 
@@ -44,7 +64,18 @@ def slerp(a: Tensor, b: Tensor, t: float, parallel: float = 0.9995) -> Tensor:
 
     The angle is measured on the normalised vectors; a and b themselves keep their lengths. It is LERP instead
     where there is no arc to follow: if |cos A| >= parallel (mergekit's rule and default) or one is all zero.
-    Raises ValueError when the shapes differ.
+
+    Args:
+        a: of any shape.
+        b: of the same shape.
+        t: 0 gives a, 1 gives b.
+        parallel: |cos A| from which on a and b count as parallel.
+
+    Returns:
+        Tensor with shape and dtype of a.
+
+    Raises:
+        ValueError: the shapes differ.
     """
     if a.shape != b.shape:
         raise ValueError(f"the shapes differ: {list(a.shape)} and {list(b.shape)}")

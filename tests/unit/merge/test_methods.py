@@ -1,4 +1,4 @@
-"""course_utils.merge.states and methods: invariants of each method, mergekit beside them, errors."""
+"""Invariants of each merging method, mergekit beside them, errors."""
 
 import math
 
@@ -6,40 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from course_utils.merge import methods, states, vectors
-
-
-def model(seed=0, spread=1.0, dtype=torch.float32):
-    """A small state dict: two matrices, a bias, a vector of one number, an integer buffer."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"a.weight": (6, 5), "a.bias": (6,), "b.weight": (4, 6), "scale": ()}
-    made = {name: (spread * torch.randn(shape, generator=generator)).to(dtype)
-            for name, shape in shapes.items()}  # fmt: skip
-    return made | {"position_ids": torch.arange(5)}
-
-
-def finetuned(seed, base, size=0.1):
-    change = model(seed, size)
-    return {name: value + change[name] if value.is_floating_point() else value
-            for name, value in base.items()}  # fmt: skip
-
-
-BASE = model()
-ONE, TWO, THREE = (finetuned(seed, BASE) for seed in (1, 2, 3))
-TASKS = [methods.task_vector(tuned, BASE) for tuned in (ONE, TWO, THREE)]
-
-
-def assert_same(a, b, **tolerance):
-    assert list(a) == list(b)
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        torch.testing.assert_close(a[name], b[name], **({"rtol": 1e-5, "atol": 1e-6} | tolerance))
-
+from course_utils.merge import methods, vectors
+from tests.unit.merge.common import BASE, ONE, TASKS, THREE, TWO, assert_same, model
 
 # ---- between models ----------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize("method", [methods.lerp, methods.slerp])
 def test_ends_are_exact_and_the_way_back_is_the_same(method):
@@ -75,7 +46,6 @@ def test_bfloat16_models_stay_bfloat16():
 
 
 # ---- task vectors ------------------------------------------------------------------------------------------
-
 
 def test_a_task_vector_brings_its_model_back():
     assert_same(methods.task_arithmetic(BASE, [TASKS[0]]), ONE)
@@ -160,7 +130,6 @@ def test_dare_is_the_same_for_one_seed():
 
 # ---- beside mergekit ---------------------------------------------------------------------------------------
 
-
 def by_mergekit(method, models, base=0, **parameters):
     merge_state_dicts = pytest.importorskip("mergekit.merge_methods").merge_state_dicts
     return merge_state_dicts(models, method, base=base, parameters=parameters)
@@ -208,102 +177,12 @@ def test_a_zero_tensor_is_where_mergekit_differs():
     torch.testing.assert_close(theirs["a.bias"], ONE["a.bias"] * math.sqrt(0.5))
 
 
-# ---- tied weights and shared memory ----------------------------------------------------------------------
-
-
-def llama(tie=True, seed=0):
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=50,
-        num_key_value_heads=2, tie_word_embeddings=tie)).eval()  # fmt: skip
-
-
-TIED = ("model.embed_tokens.weight", "lm_head.weight")
-
-
-def test_tied_weights_stay_tied():
-    a, b = llama(seed=1).state_dict(), llama(seed=2).state_dict()
-    assert states.tied(a) == {TIED}
-    base = llama(seed=0).state_dict()
-    tasks = [methods.task_vector(a, base), methods.task_vector(b, base)]
-    merges = [methods.lerp(a, b, 0.4), methods.slerp(a, b, 0.4), methods.soup([a, b]),
-              methods.task_arithmetic(base, tasks), methods.ties(base, tasks), methods.dare(base, tasks)]
-    for merged in merges:
-        assert states.tied(merged) == {TIED}
-        target = llama(seed=3)
-        target.load_state_dict(merged)
-        assert target.lm_head.weight is target.model.embed_tokens.weight
-        assert torch.equal(target.lm_head.weight, merged["lm_head.weight"])
-    assert len(states.weights(a)) == len(a) - 1
-
-
-def test_a_merged_model_computes_what_its_weights_say():
-    a, b = llama(seed=1), llama(seed=2)
-    merged = llama(seed=3)
-    merged.load_state_dict(methods.slerp(a.state_dict(), b.state_dict(), 1.0))
-    ids = torch.arange(10)[None]
-    torch.testing.assert_close(merged(ids).logits, b(ids).logits)
-
-
-def test_what_models_share_is_not_copied():
-    other = ONE | {"a.weight": TWO["a.weight"]}
-    for merged in (methods.lerp(ONE, other, 0.5), methods.slerp(ONE, other, 0.5), methods.soup([ONE, other])):
-        assert merged["b.weight"] is ONE["b.weight"] and merged["a.weight"] is not ONE["a.weight"]
-
+# ---- arguments ---------------------------------------------------------------------------------------------
 
 def test_models_are_left_as_they_are():
     before = {name: value.clone() for name, value in BASE.items()}
     methods.ties(BASE, TASKS, 0.5), methods.dare(BASE, TASKS, 0.5), methods.task_arithmetic(BASE, TASKS)
     assert_same(BASE, before, rtol=0, atol=0)
-
-
-def test_cosine_and_norm_read_the_model_as_one_arrow():
-    names = [name for name, value in ONE.items() if value.is_floating_point()]
-    a, b = (torch.cat([m[name].flatten() for name in names]) for m in (ONE, TWO))
-    assert states.cosine(ONE, TWO) == pytest.approx(vectors.cosine(a, b), abs=1e-6)
-    assert states.norm(ONE) == pytest.approx(a.norm().item(), rel=1e-6)
-    assert states.cosine(ONE, ONE) == pytest.approx(1)
-    assert math.isnan(states.cosine(TASKS[0], methods.task_vector(BASE, BASE)))
-
-
-# ---- errors: one line, what is wrong and where -----------------------------------------------------------
-
-
-def refused(match, *given, error=ValueError):
-    for call in (lambda: methods.lerp(*given, 0.5), lambda: methods.slerp(*given, 0.5),
-                 lambda: methods.soup(given), lambda: methods.task_vector(*given)):  # fmt: skip
-        with pytest.raises(error, match=match) as caught:
-            call()
-        assert "\n" not in str(caught.value)
-
-
-def test_models_that_do_not_fit_are_refused():
-    without = {name: value for name, value in BASE.items() if name != "a.bias"}
-    refused(r"models 1 and 2 differ: a.bias is only in model 1", BASE, without)
-    refused(r"a.bias is only in model 2", without, BASE)
-    refused(r"a.weight \(and 2 more\) is only in model 1", BASE,
-            {name: BASE[name] for name in ("a.bias", "position_ids")})  # fmt: skip
-    refused(r"a.bias has shape \[6\] in model 1 and \[1\] in model 2", BASE, BASE | {"a.bias": torch.ones(1)})
-    refused(r"b.weight has dtype torch.float32 in model 1 and torch.bfloat16 in model 2; convert one",
-            BASE, BASE | {"b.weight": BASE["b.weight"].bfloat16()})  # fmt: skip
-    refused("position_ids .* differ;", BASE, BASE | {"position_ids": torch.arange(5) + 1})
-    refused("b.weight of model 2 has NaN", BASE, BASE | {"b.weight": BASE["b.weight"] * math.nan})
-    refused("is empty", {}, BASE)
-
-
-def test_what_is_no_state_dict_is_refused():
-    refused(r"model 2 is a LlamaForCausalLM; give its state_dict\(\)", BASE, llama(), error=TypeError)
-    refused("model 1 must be a dict of names and tensors, not a list", [1], BASE, error=TypeError)
-    refused("model 2 must be a dict", BASE, {"a": 1.0}, error=TypeError)
-    with pytest.raises(ValueError, match="no models"):
-        methods.soup([])
-
-
-def test_one_tied_and_one_untied_model_are_refused():
-    a, b = llama().state_dict(), llama(tie=False).state_dict()
-    refused("model.embed_tokens.weight and lm_head.weight are one tied tensor in model 1, but not in model 2",
-            a, b)  # fmt: skip
-    refused("one tied tensor in model 2, but not in model 1", b, a)
 
 
 @pytest.mark.parametrize(("call", "error", "match"), [
