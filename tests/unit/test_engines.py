@@ -257,7 +257,7 @@ def test_registered_engines_have_their_files():
         pins = environment.pins(made)
         assert all("==" in line for line in pins), "every requirement is pinned"
         assert {line.split("==")[0] for line in pins} >= set(made.build_first)
-        assert f"course engines install {made.name}" in made.requirements.read_text(), "it says whose they are"
+        assert f"course engines install {made.name}" in made.requirements.read_text(), "whose are they?"
         # The worker runs where the course is not installed.
         assert "course_utils" not in made.worker.read_text()
 
