@@ -36,11 +36,11 @@ def check_interpreter():
                  "Name another one: make setup PYTHON=python3.11")
 
 
-def check_environment():
+def check_environment() -> None:
     """An environment without a Python is built anew, so its folder must be nothing else."""
     if not PYTHON.exists() and ENVIRONMENT.exists() and not (ENVIRONMENT / "pyvenv.cfg").exists():
         if any(ENVIRONMENT.iterdir()):
-            sys.exit(f"COURSE_VENV is {ENVIRONMENT}, which is neither empty nor an environment with a Python. "
+            sys.exit(f"COURSE_VENV is {ENVIRONMENT}, neither empty nor an environment with a Python. "
                      "Name another folder.")
 
 
