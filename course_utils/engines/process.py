@@ -109,7 +109,7 @@ def worker_environment(engine: Engine) -> dict[str, str]:
     environment = clean_environment() | engine.variables
     path = [str(SHARED)]
     if engine.requirements is None and os.environ.get("PYTHONPATH"):
-        path.append(os.environ["PYTHONPATH"])  # the course's own Python may find its packages by it
+        path.append(os.environ["PYTHONPATH"])  # a machine set up from a bundle finds its packages there
     return environment | {"PYTHONPATH": os.pathsep.join(path)}
 
 
