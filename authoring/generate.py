@@ -266,7 +266,7 @@ def _paragraphs(text):
 def code_hash(notebook) -> str:
     """SHA-256 of the code cells: the outputs of two notebooks with the same hash are interchangeable.
 
-    Comments and docstrings do not count: they change what is read, not what is computed.
+    Comments, docstrings and hints do not count: they change what is read, not what is computed.
     """
     code = [[cell.id, library.without_comments(cell.source)]
             for cell in notebook.cells if cell.cell_type == "code"]

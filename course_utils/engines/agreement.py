@@ -1,10 +1,9 @@
 """How much of a model is left in an engine: its scores beside those of the FP32 model, on the same tokens."""
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 
-def top1_match(logits: ArrayLike, reference: ArrayLike) -> float:
+def top1_match(logits: np.ndarray, reference: np.ndarray) -> float:
     """Share of positions at which both put the same token first.
 
     Args:
@@ -22,7 +21,7 @@ def top1_match(logits: ArrayLike, reference: ArrayLike) -> float:
     return float((np.argmax(logits, axis=-1) == np.argmax(reference, axis=-1)).mean())
 
 
-def mean_kl(reference: ArrayLike, logits: ArrayLike) -> float:
+def mean_kl(reference: np.ndarray, logits: np.ndarray) -> float:
     """KL(reference || engine) in nats, the mean over positions.
 
     How many nats longer a text drawn from the reference gets, each token, when the engine's probabilities
