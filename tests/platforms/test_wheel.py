@@ -144,6 +144,13 @@ def test_engines_are_listed(installed):
     assert [line.split()[0] for line in listed.splitlines()] == list(engines.ENGINES)
 
 
+def test_every_engine_can_be_installed_and_called_from_there(installed):
+    code = ("from course_utils import engines; print([made.name for made in engines.ENGINES.values() if not "
+            "made.worker.exists() or made.requirements and not made.requirements.read_text()])")
+    found = run([installed.bin / "python", "-c", code], installed.folder, installed.environment)
+    assert found.splitlines()[-1] == "[]"
+
+
 def test_every_record_loads(repository, installed):
     names = sorted(path.stem for path in (repository / "recorded").glob("*.json"))
     code = ("import sys; from course_utils import records; print(records.FOLDER); "
