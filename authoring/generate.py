@@ -313,7 +313,7 @@ def _paragraphs(text: str) -> list[str]:
 def code_hash(notebook: NotebookNode) -> str:
     """SHA-256 of the code cells: the outputs of two notebooks with the same hash are interchangeable.
 
-    Comments and docstrings do not count: they change what is read, not what is computed.
+    Comments, docstrings and hints do not count: they change what is read, not what is computed.
 
     Args:
         notebook: the notebook.

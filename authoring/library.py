@@ -198,7 +198,7 @@ def _bodies(source: str) -> Iterator[tuple[int, int, str]]:
 
 
 def without_comments(source: str) -> str:
-    """Take the comments out of a cell, and the docstrings of its functions and classes.
+    """Take the comments out of a cell, and the docstrings and hints of its functions and classes.
 
     Works on the text, so that the result is the same under every version of Python.
 
@@ -221,4 +221,21 @@ def without_comments(source: str) -> str:
             text = node.body[0]
             if text.lineno > node.lineno:  # not `def f(): "text"` on one line
                 lines |= dict.fromkeys(range(text.lineno, text.end_lineno + 1))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines |= _without_hints(node, lines)
     return "\n".join(line for line in lines.values() if line is not None)
+
+
+def _without_hints(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: dict[int, str | None]) -> dict:
+    """What the lines of a function's header become: one line without hints. Nothing of `def f(): body`."""
+    first = min([node.body[0].lineno, *(d.lineno for d in getattr(node.body[0], "decorator_list", []))])
+    header = range(node.lineno, first)
+    if not header or (lines[first] or "")[: node.body[0].col_offset].strip(" @"):
+        return {}
+    bare = node.args
+    for argument in [*bare.posonlyargs, *bare.args, *bare.kwonlyargs, bare.vararg, bare.kwarg]:
+        if argument:
+            argument.annotation = None
+    word = "async def" if isinstance(node, ast.AsyncFunctionDef) else "def"
+    text = f"{' ' * node.col_offset}{word} {node.name}({ast.unparse(bare)}):"
+    return dict.fromkeys(header) | {node.lineno: text}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "requirements.lock"
-ENVIRONMENT = Path(os.environ.get("COURSE_VENV", ROOT / ".venv"))
+ENVIRONMENT = Path(os.environ.get("COURSE_VENV") or ROOT / ".venv")
 PYTHON = ENVIRONMENT / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = ENVIRONMENT / "course-setup.json"
 
@@ -55,6 +55,14 @@ def check_interpreter() -> None:
         found = ".".join(map(str, sys.version_info[:3]))
         sys.exit(f"This course needs Python 3.11, 3.12 or 3.13, and {sys.executable} is {found}. "
                  "Name another one: make setup PYTHON=python3.11")
+
+
+def check_environment() -> None:
+    """An environment without a Python is built anew, so its folder must be nothing else."""
+    if not PYTHON.exists() and ENVIRONMENT.exists() and not (ENVIRONMENT / "pyvenv.cfg").exists():
+        if any(ENVIRONMENT.iterdir()):
+            sys.exit(f"COURSE_VENV is {ENVIRONMENT}, neither empty nor an environment with a Python. "
+                     "Name another folder.")
 
 
 def fingerprint() -> str:
@@ -154,6 +162,7 @@ def main() -> None:
     parser.add_argument("--no-model", action="store_true", help="install only, fetch no model and no text")
     options = parser.parse_args()
     check_interpreter()
+    check_environment()
 
     stamp = read_stamp()
     current = stamp.get("fingerprint") == fingerprint() and PYTHON.exists()

@@ -23,7 +23,7 @@ def bench() -> list[dict]:
     files = export.prepared(engine)
     if files is None:
         raise CourseError(f"the exported model is not there: {engine.how_to_install}")
-    reader = dataclasses.replace(engine, worker=engine.worker.with_name("onnx_graph_worker.py"))
+    reader = dataclasses.replace(engine, script="onnx_graph_worker.py")
     line = {"model": str(models.embedded_lm()), "layers": LAYERS, "tokens": TOKENS}
     requests = {
         "torch.onnx.export(model, input_ids, file)": line | {"use_cache": True},

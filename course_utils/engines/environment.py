@@ -9,66 +9,16 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import filelock
 from tqdm import tqdm
 
-from course_utils.cache import cache_dir
+from course_utils.engines.entry import Engine
 from course_utils.errors import CourseError
 
 MARKER = "installed.json"
-
-
-@dataclass(frozen=True)
-class Engine:
-    """An engine: its pinned requirements (a pip file) and its worker script.
-
-    requirements: None for an engine that runs in the course's own Python, when `modules` are there.
-    build_first: names out of the requirements that other packages need while they are built.
-    variables: environment variables for pip and for the worker.
-    megabytes: size of the installed environment, about; 0 when nobody has measured it.
-    borrows: its environment also sees the course's packages, after its own. So torch is not installed twice.
-    modules: what the course's own Python must be able to import, for an engine without requirements.
-    needs: names of engines whose prepared files this one reads; they are installed as well.
-    steps: names of what its worker prepares once from a model, in this order.
-    gpu: it needs an NVIDIA GPU.
-    files: raise it when the worker prepares something else; what is in the cache is then made again.
-    """
-
-    name: str
-    purpose: str
-    requirements: Path | None
-    worker: Path
-    build_first: tuple[str, ...] = ()
-    variables: dict[str, str] = field(default_factory=dict)
-    megabytes: int = 0
-    borrows: bool = False
-    modules: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    steps: tuple[str, ...] = ()
-    gpu: bool = False
-    files: int = 1
-
-    @property
-    def folder(self) -> Path:
-        """Where its environment is, or will be."""
-        return cache_dir() / "environments" / self.name
-
-    @property
-    def python(self) -> Path:
-        """Its interpreter."""
-        if self.requirements is None:
-            return Path(sys.executable)
-        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-    @property
-    def how_to_install(self) -> str:
-        """The command that installs it."""
-        if self.requirements is None:
-            return "make setup"
-        return f"course engines install {self.name}"
 
 
 def is_installed(engine: Engine) -> bool:
@@ -76,13 +26,32 @@ def is_installed(engine: Engine) -> bool:
     if engine.requirements is None:
         return all(importlib.util.find_spec(module) for module in engine.modules)
     try:
-        return json.loads((engine.folder / MARKER).read_text())["pins"] == _pins(engine)
+        return json.loads((engine.folder / MARKER).read_text())["pins"] == fingerprint(engine)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
+def pins(engine: Engine) -> list[str]:
+    """Lines of the engine's requirements, without comments.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    lines = [line.partition(" #")[0].strip() for line in engine.requirements.read_text().splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def fingerprint(engine: Engine) -> str:
+    """A hash of the engine's pins and of where it borrows packages; "missing" for an engine without pins."""
+    borrowed = _site_packages() if engine.borrows else []  # another Python has other packages
+    try:
+        return hashlib.sha256("\n".join([*pins(engine), *borrowed]).encode()).hexdigest()
+    except OSError:
+        return "missing"
+
+
 def has_gpu() -> bool:
-    """True when NVIDIA's driver lists a GPU. (The course's own torch may be a build for CPUs only.)"""
+    """True when NVIDIA's driver lists a GPU. The course's own torch may be a build for CPUs only."""
     if not shutil.which("nvidia-smi"):
         return False
     done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
@@ -90,13 +59,22 @@ def has_gpu() -> bool:
 
 
 def install(engine: Engine, python: str | Path = sys.executable, again: bool = False) -> Path:
-    """Build the engine's environment unless it is complete; returns its folder. Shows progress.
+    """Build the engine's environment unless it is complete. Shows progress.
 
     A marker file is written last. An environment without it, because an install was interrupted or the pins
     have changed since, is removed and built anew. Two processes do not build at once.
-    python: the interpreter to build it with. again: build it even if it is complete.
-    Raises CourseError for an engine that needs a GPU where there is none, and when pip fails; pip's messages
-    are in install.log beside the environment.
+
+    Args:
+        engine: which one.
+        python: the interpreter to build it with.
+        again: build it even if it is complete.
+
+    Returns:
+        The environment's folder.
+
+    Raises:
+        CourseError: the engine needs a GPU and there is none, or pip failed. pip's messages are in
+            NAME-install.log beside the environment.
     """
     if engine.requirements is None:
         if not is_installed(engine):
@@ -114,8 +92,7 @@ def install(engine: Engine, python: str | Path = sys.executable, again: bool = F
         if is_installed(engine) and not again:
             return engine.folder
         if not engine.requirements.exists():
-            raise CourseError(f"{engine.requirements} is missing: engines are installed from a clone of the "
-                              "course's repository")
+            raise CourseError(f"{engine.requirements} is missing: install the course again")
         shutil.rmtree(engine.folder, ignore_errors=True)
         log = engine.folder.parent / f"{engine.name}-install.log"
         with open(log, "w") as record:
@@ -124,18 +101,9 @@ def install(engine: Engine, python: str | Path = sys.executable, again: bool = F
                 if engine.borrows and not _borrowed(engine).exists():
                     _borrowed(engine).write_text("".join(f"{folder}\n" for folder in _site_packages()))
         aside = engine.folder / f"{MARKER}.tmp"
-        aside.write_text(json.dumps({"pins": _pins(engine)}))
+        aside.write_text(json.dumps({"pins": fingerprint(engine)}))
         os.replace(aside, engine.folder / MARKER)
     return engine.folder
-
-
-def _pins(engine: Engine) -> str:
-    # Borrowed packages are part of what was installed: another Python has others.
-    borrowed = "".join(_site_packages()) if engine.borrows else ""
-    try:
-        return hashlib.sha256(engine.requirements.read_bytes() + borrowed.encode()).hexdigest()
-    except OSError:
-        return "missing"
 
 
 def _site_packages() -> list[str]:
@@ -152,17 +120,17 @@ def _borrowed(engine: Engine) -> Path:
 
 
 def _steps(engine: Engine, python: str | Path) -> list[tuple[str, list[str]]]:
+    """(what it does, command) of each step of an install, in order."""
     pip = [str(engine.python), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     steps = [("creating the environment", [str(python), "-m", "venv", "--clear", str(engine.folder)])]
     if engine.build_first:
-        lines = engine.requirements.read_text().splitlines()
-        first = [line for line in lines if re.split(r"[=<>~! ]", line.strip())[0] in engine.build_first]
+        first = [line for line in pins(engine) if re.split(r"[=<>~! ]", line)[0] in engine.build_first]
         steps.append(("installing what other packages are built with", [*pip, *first]))
     steps.append(("installing all packages", [*pip, "--no-build-isolation", "-r", str(engine.requirements)]))
     return steps
 
 
-def _run(engine: Engine, step: str, command: list[str], record) -> None:
+def _run(engine: Engine, step: str, command: list[str], record: TextIO) -> None:
     """Run one step; each package that pip takes up moves the bar on."""
     environment = clean_environment() | engine.variables
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -192,5 +160,5 @@ def _run(engine: Engine, step: str, command: list[str], record) -> None:
 
 def clean_environment() -> dict[str, str]:
     """This process's variables without those that would lead another Python to our packages."""
-    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP")
+    ours = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "PYTHONSTARTUP")
     return {name: value for name, value in os.environ.items() if name not in ours}

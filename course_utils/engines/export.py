@@ -7,6 +7,7 @@ interrupted or damaged is made anew, and two processes do not make the same one 
 import hashlib
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,19 +15,31 @@ from tqdm import tqdm
 
 from course_utils import cache
 from course_utils.engines import environment, process
-from course_utils.engines.environment import Engine
+from course_utils.engines.entry import Engine
 from course_utils.engines.registry import find
 from course_utils.errors import CourseError
 
 MEGABYTES = 3000  # free space asked for before anything is made: FP32 twice, and what is in between
 
 
-def install(engine: Engine, python=None, again: bool = False, model: str | Path | None = None) -> Path:
-    """Build the engine's environment and, with it, the files that it needs; returns its folder.
+def install(
+    engine: Engine, python: str | Path | None = None, again: bool = False, model: str | Path | None = None
+) -> Path:
+    """Build the engine's environment and, with it, the files that it needs.
 
-    Engines that it depends on are installed as well. python, again: as in `environment.install`.
-    model: folder of the model that is prepared (default: the embedded one).
-    Raises CourseError when pip or the preparation fails.
+    Engines that it depends on are installed as well.
+
+    Args:
+        engine: which one.
+        python: the interpreter to build it with (default: this one).
+        again: build the environment even if it is complete.
+        model: folder of the model that is prepared (default: the embedded one).
+
+    Returns:
+        The environment's folder.
+
+    Raises:
+        CourseError: pip or the preparation failed.
     """
     folder = environment.install(engine, python or sys.executable, again)
     for name in engine.needs:
@@ -36,9 +49,17 @@ def install(engine: Engine, python=None, again: bool = False, model: str | Path 
 
 
 def prepare(engine: Engine, model: str | Path | None = None) -> Path | None:
-    """Make the engine's files from the model in this folder; returns their folder, None if it needs none.
+    """Make the engine's files from a model. Quick when they are there.
 
-    Quick when they are there. Raises CourseError when the engine's worker fails.
+    Args:
+        engine: which one.
+        model: folder of the model (default: the embedded one).
+
+    Returns:
+        The files' folder; None for an engine that needs none.
+
+    Raises:
+        CourseError: the engine's worker failed.
     """
     if not engine.steps:
         return None
@@ -64,7 +85,8 @@ def prepared(engine: Engine, model: str | Path | None = None) -> Path | None:
     return folder if cache.problem(folder, _version(engine)) is None else None
 
 
-def _model(folder) -> Path:
+def _model(folder: str | Path | None) -> Path:
+    """The model's folder, the embedded one by default."""
     from course_utils import models
 
     return Path(folder or models.embedded_lm())
@@ -82,16 +104,17 @@ def _name(engine: Engine, model: Path) -> str:
 
 def _version(engine: Engine) -> str:
     """Changes with the engine's pins or its number `files`: what it prepared is then made again."""
-    return f"{engine.files}-{hashlib.sha256(engine.requirements.read_bytes()).hexdigest()[:16]}"
+    pins = "\n".join(environment.pins(engine))
+    return f"{engine.files}-{hashlib.sha256(pins.encode()).hexdigest()[:16]}"
 
 
 @contextmanager
-def _ticking(text: str):
+def _ticking(text: str) -> Iterator[None]:
     """A line with the seconds gone by, while something runs that cannot say how far it is."""
     done = threading.Event()
     bar = tqdm(total=0, desc=text, bar_format="{desc}: {elapsed} gone by", leave=False)
 
-    def tick():
+    def tick() -> None:
         while not done.wait(1):
             bar.refresh()
 

@@ -9,14 +9,24 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
-from course_utils.engines.environment import Engine, clean_environment, is_installed
+from course_utils.engines.entry import Engine
+from course_utils.engines.environment import clean_environment, is_installed
 from course_utils.engines.registry import find
+
+SHARED = Path(__file__).parent / "shared"  # what workers import besides their own folder
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engine answered. values: its JSON object. seconds: wall time, start of the process included."""
+    """What an engine answered.
+
+    Attributes:
+        engine: its name.
+        values: the JSON object.
+        seconds: wall time, start of the process included.
+    """
 
     engine: str
     values: dict
@@ -27,8 +37,12 @@ class Answer:
 class EngineUnavailable:
     """Why there is no answer. False in a condition, so that a lesson can say `if answer:`.
 
-    reason: "missing" (not installed), "crashed", "timeout", "garbage" (no JSON answer) or "refused" (the
-    worker itself said why). details: one line. log: file with what the process printed, if it ran.
+    Attributes:
+        engine: its name.
+        reason: "missing" (not installed), "crashed", "timeout", "garbage" (no JSON answer) or "refused" (the
+            worker itself said why).
+        details: one line.
+        log: file with what the process printed, if it ran.
     """
 
     engine: str
@@ -47,10 +61,17 @@ class EngineUnavailable:
 def run(engine: str | Engine, request: dict, timeout: float = 600) -> Answer | EngineUnavailable:
     """Send the engine's worker a request and wait for its answer.
 
-    engine: a name out of `ENGINES`, or an `Engine`. request: anything JSON can hold. timeout: seconds, after
-    which the worker and every process it started are killed.
-    Returns an `Answer`, or an `EngineUnavailable` that says what happened; raises only for wrong arguments
-    (ValueError: no such engine, timeout not positive; TypeError: a request that JSON cannot hold).
+    Args:
+        engine: a name out of `ENGINES`, or an `Engine`.
+        request: anything JSON can hold.
+        timeout: seconds, after which the worker and every process it started are killed.
+
+    Returns:
+        An `Answer`, or an `EngineUnavailable` that says what happened.
+
+    Raises:
+        ValueError: there is no such engine, or the timeout is not positive.
+        TypeError: JSON cannot hold the request.
     """
     engine = find(engine) if isinstance(engine, str) else engine
     if not timeout > 0:
@@ -78,10 +99,23 @@ def run(engine: str | Engine, request: dict, timeout: float = 600) -> Answer | E
     return result
 
 
-def _call(engine: Engine, text: str, timeout: float, record) -> tuple[int | None, str]:
+def worker_environment(engine: Engine) -> dict[str, str]:
+    """Variables for the engine's worker.
+
+    A script's own folder comes first on Python's path, then what PYTHONPATH names. Both hold plain modules,
+    none with the name of a package. The folder that holds the engines' folders must not be there: `import
+    onnxruntime` would find ours.
+    """
+    environment = clean_environment() | engine.variables
+    path = [str(SHARED)]
+    if engine.requirements is None and os.environ.get("PYTHONPATH"):
+        path.append(os.environ["PYTHONPATH"])  # a machine set up from a bundle finds its packages there
+    return environment | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def _call(engine: Engine, text: str, timeout: float, record: TextIO) -> tuple[int | None, str]:
     """Exit code (None: killed at the timeout) and standard output of the worker."""
-    # The course's own Python may find its packages by PYTHONPATH: a machine set up from a bundle does.
-    environment = (clean_environment() if engine.requirements else dict(os.environ)) | engine.variables
+    environment = worker_environment(engine)
     process = subprocess.Popen(
         [str(engine.python), str(engine.worker)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=record, start_new_session=True,
@@ -106,7 +140,9 @@ def _kill(process: subprocess.Popen) -> None:
     process.stdout.close()
 
 
-def _judge(engine: Engine, code: int | None, output: str, timeout: float, log: Path):
+def _judge(
+    engine: Engine, code: int | None, output: str, timeout: float, log: Path
+) -> dict | EngineUnavailable:
     """The answer's values, or what went wrong."""
     if code is None:
         details = f"no answer within {timeout:g} seconds, stopped."
@@ -127,5 +163,6 @@ def _judge(engine: Engine, code: int | None, output: str, timeout: float, log: P
 
 
 def _last_words(log: Path) -> str:
+    """The last line of a log, as the end of a sentence; "" for an empty one."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return f", its last message: {lines[-1].strip()[:200]}" if lines else ""

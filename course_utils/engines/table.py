@@ -1,42 +1,51 @@
 """Every engine on the same prompt and the same text, each as a process: one table."""
 
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from course_utils.engines import agreement, environment, export, process
-from course_utils.engines.environment import Engine, is_installed
-from course_utils.engines.process import EngineUnavailable
-from course_utils.engines.registry import VARIANTS, Variant, find
+from course_utils.engines.entry import Engine, Variant
+from course_utils.engines.environment import is_installed
+from course_utils.engines.process import Answer, EngineUnavailable
+from course_utils.engines.registry import VARIANTS, find
 
 REFERENCE = "torch FP32"  # agreement is agreement with this one
 
 
-def installed(names=None) -> list[str]:
+def installed(names: Iterable[str] | None = None) -> list[str]:
     """Those of the variants (default: all) that can run now."""
     return [name for name in names or VARIANTS if not isinstance(_loads(name, None), EngineUnavailable)]
 
 
 def measure_all(
-    names, prompt, new_tokens, score, threads=1, repeats=3, timeout=300, model=None, batch=1
+    names: Sequence[str], prompt: Sequence[int], new_tokens: int, score: Sequence[int], threads: int = 1,
+    repeats: int = 3, timeout: float = 300, model: str | Path | None = None, batch: int = 1,
 ) -> list[dict]:
     """A row for each variant: speed, memory, size and agreement with FP32. Shows progress.
 
-    names       out of `VARIANTS`. The reference runs first, whether it is among them or not
-    prompt      token ids that are read before anything is written
-    new_tokens  ids to write, 2 or more
-    score       token ids of an ordinary text; agreement is measured at each of its positions
-    threads     for the engine. repeats: of the timed part, after one warm-up. timeout: seconds an engine
-    model       folder of the model (default: the embedded one)
-    batch       sequences side by side, all with this prompt; rates count the tokens of all of them
+    Args:
+        names: out of `VARIANTS`. The reference runs first, whether it is among them or not.
+        prompt: token ids that are read before anything is written.
+        new_tokens: ids to write, 2 or more.
+        score: token ids of an ordinary text; agreement is measured at each of its positions.
+        threads: for the engine.
+        repeats: of the timed part, after one warm-up.
+        timeout: seconds for each engine.
+        model: folder of the model (default: the embedded one).
+        batch: sequences side by side, all with this prompt; rates count the tokens of all of them.
 
-    Rows have the same keys, None where there is no figure: "engine", "bits", "load (s)", "disk (MB)",
-    "resident (MB)", "peak (MB)", "prefill (tokens/s)", "decode (tokens/s)", "decode (tokens/CPU s)",
-    "top-1 match" (0 to 1), "KL (nats)", "same text" (greedy text equal to the reference's), "note" (why
-    there is no figure, and what installs the engine), "threads", "batch".
-    Raises ValueError for an unknown name.
+    Returns:
+        Rows with the same keys, None where there is no figure: "engine", "bits", "load (s)", "disk (MB)",
+        "resident (MB)", "peak (MB)", "prefill (tokens/s)", "decode (tokens/s)", "decode (tokens/CPU s)",
+        "top-1 match" (0 to 1), "KL (nats)", "same text" (greedy text equal to the reference's), "note" (why
+        there is no figure, and what installs the engine), "threads", "batch".
+
+    Raises:
+        ValueError: there is no variant of such a name.
     """
     for name in names:
         _variant(name)
@@ -58,8 +67,23 @@ def measure_all(
     return [rows[name] for name in names]
 
 
-def call(name: str, request: dict, timeout: float = 300, model=None):
-    """Run one variant's worker: an Answer, or an EngineUnavailable that says why not."""
+def call(
+    name: str, request: dict, timeout: float = 300, model: str | Path | None = None
+) -> Answer | EngineUnavailable:
+    """Run one variant's worker.
+
+    Args:
+        name: out of `VARIANTS`.
+        request: as in shared/protocol.py, without what the variant itself says.
+        timeout: seconds.
+        model: folder of the model (default: the embedded one).
+
+    Returns:
+        The worker's answer, or why there is none.
+
+    Raises:
+        ValueError: there is no variant of that name.
+    """
     loads = _loads(name, model)
     if isinstance(loads, EngineUnavailable):
         return loads
@@ -78,7 +102,7 @@ def _engine(variant: Variant) -> Engine:
     return find(variant.engine)
 
 
-def _loads(name: str, model) -> Path | EngineUnavailable:
+def _loads(name: str, model: str | Path | None) -> Path | EngineUnavailable:
     """The folder that the variant loads."""
     from course_utils import models
 
@@ -97,7 +121,11 @@ def _loads(name: str, model) -> Path | EngineUnavailable:
     return folder / variant.part if folder else missing
 
 
-def _row(name, answer, file, reference, reference_file) -> dict:
+def _row(
+    name: str, answer: Answer | EngineUnavailable, file: Path, reference: Answer | EngineUnavailable,
+    reference_file: Path,
+) -> dict:
+    """The table's row of an answer; `file` and `reference_file` hold the two texts' logits."""
     row = {"engine": name, "bits": VARIANTS[name].bits} | dict.fromkeys(
         ["load (s)", "disk (MB)", "resident (MB)", "peak (MB)", "prefill (tokens/s)", "decode (tokens/s)",
          "decode (tokens/CPU s)", "top-1 match", "KL (nats)", "same text"])  # fmt: skip

@@ -1,59 +1,60 @@
 """pyproject.toml, the conda files, the lock and the Makefile tell one story."""
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CONDA_NAMES = {"pytorch": "torch", "pytorch-cpu": "torch"}
 CONDA_FILES = ["environment.yml", "binder/environment.yml"]
+
+
+def conda_packages(path):
+    """What a conda file installs, each as pip would write it (conda's "=" is a prefix, pip's "==")."""
+    entries = yaml.safe_load((ROOT / path).read_text())["dependencies"]
+    assert all(isinstance(entry, str) for entry in entries), "a pip section would list our packages twice"
+    return [re.sub(r"(?<![=<>~!])=(?!=)", "==", entry) for entry in entries]
 
 
 def core():
     return {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
 
 
-def conda_requirements(path):
-    """Name and range of everything a conda file installs, in pip's names; and its lines that are options."""
-    conda, (pip,) = [], [None]
-    for entry in yaml.safe_load((ROOT / path).read_text())["dependencies"]:
-        if isinstance(entry, dict):
-            pip = entry["pip"]
-        else:
-            conda.append(entry)
-    packages = [Requirement(line) for line in conda + [p for p in pip if not p.startswith("-")]]
-    return ({CONDA_NAMES.get(r.name, r.name): r.specifier for r in packages},
-            [p for p in pip if p.startswith("-")])
-
-
 @pytest.mark.parametrize("path", CONDA_FILES)
-def test_conda_file_agrees_with_pyproject(path):
-    found, options = conda_requirements(path)
-    assert str(found.pop("python")) == str(Requirement("python" + PROJECT["requires-python"]).specifier)
-    assert not found.pop("pip")
-    assert found == core()
-    assert options == ["-e ." if path == "environment.yml" else "-e .."]
+def test_conda_brings_a_python_that_fits_and_no_package_of_ours(path):
+    """What the course needs is listed in pyproject.toml and pinned in the lock, and nowhere a second time."""
+    found = {r.name: r.specifier for r in map(Requirement, conda_packages(path))}
+    (python,) = found["python"]
+    assert python.version in SpecifierSet(PROJECT["requires-python"])
+    assert found.keys() <= {"python", "pip", "make"}
 
 
-def test_binder_builds_for_the_cpu():
-    text = (ROOT / "binder/environment.yml").read_text()
-    assert "pytorch-cpu" in text
-    assert not re.search(r"cuda|nvidia", text)
+def test_binder_installs_by_the_set_up_that_everybody_uses():
+    script = ROOT / "binder" / "postBuild"
+    assert os.access(script, os.X_OK), "Binder runs it only if it may be executed"
+    last = script.read_text().splitlines()[-1]
+    named = re.search(r"python (scripts/\S+\.py)$", last)[1]
+    assert (ROOT / named).exists() and "COURSE_VENV=" in last
 
 
-@pytest.mark.parametrize("path", CONDA_FILES)
-def test_each_package_names_the_lessons_that_need_it(path):
-    lines = (ROOT / path).read_text().splitlines()
-    packages = [line for line in lines if re.match(r"\s+- [a-z][\w-]*>=", line) and "python>=" not in line]
-    assert len(packages) == len(core())
-    for line in packages:
-        assert re.search(r"#.*(every lesson|\d\d|command)", line), line
+def test_set_up_leaves_a_folder_alone_that_is_no_environment(tmp_path):
+    """It would be emptied: COURSE_VENV named the wrong folder, or nothing because conda is not active."""
+    kept = tmp_path / "thesis.txt"
+    kept.write_text("mine")
+    command = [sys.executable, ROOT / "scripts" / "setup_environment.py", "--no-model"]
+    environment = os.environ | {"COURSE_VENV": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Name another folder" in done.stderr, done.stderr
+    assert kept.read_text() == "mine"
 
 
 def lock():

@@ -2,21 +2,25 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 from dataclasses import replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 
+import numpy as np
 import pytest
-import yaml
 
 from course_utils import engines
-from course_utils.engines import environment
-from course_utils.engines.environment import Engine
+from course_utils.engines import environment, process
+from course_utils.engines.entry import Engine
 from course_utils.errors import CourseError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -25,15 +29,15 @@ def engine(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
 
     def make(code, installed=True):
-        requirements, worker = tmp_path / "pins.txt", tmp_path / "worker.py"
-        requirements.write_text("")
-        worker.write_text(textwrap.dedent(code))
-        made = Engine("fake", "a test", requirements, worker, megabytes=12)
+        made = Engine(tmp_path / "fake", "a test", megabytes=12)
+        made.home.mkdir()
+        made.requirements.write_text("")
+        made.worker.write_text(textwrap.dedent(code))
         if installed:
             made.python.parent.mkdir(parents=True)
             made.python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
             made.python.chmod(0o755)
-            (made.folder / "installed.json").write_text(json.dumps({"pins": environment._pins(made)}))
+            (made.folder / "installed.json").write_text(json.dumps({"pins": environment.fingerprint(made)}))
         return made
 
     return make
@@ -67,6 +71,8 @@ def test_missing_environment_says_how_to_install(engine):
 
 def test_changed_pins_make_the_environment_stale(engine):
     fake = engine(ECHO)
+    fake.requirements.write_text("# a comment is no pin\n")
+    assert engines.run(fake, {"n": 1})
     fake.requirements.write_text("numpy==2.2.6\n")
     assert engines.run(fake, {"n": 1}).reason == "missing"
 
@@ -140,10 +146,15 @@ def test_interpreter_that_does_not_start(engine):
 
 
 def test_worker_does_not_see_our_packages(engine, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", "/somewhere/of/ours")
-    code = "import json, os; print(json.dumps({'path': os.environ.get('PYTHONPATH')}))"
-    answer = engines.run(engine(code), {})
-    assert answer.values == {"path": None}
+    """Its own folder and what workers share: nothing else of ours, whatever this process was told."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    code = "import json, sys; print(json.dumps({'path': sys.path}))"
+    fake = engine(code)
+    answer = engines.run(fake, {})
+    assert answer.values["path"][:2] == [str(fake.home), str(process.SHARED)]
+    ours = {str(ROOT), str(ROOT / "course_utils"), str(ROOT / "course_utils" / "engines")}
+    assert not ours & set(answer.values["path"])
 
 
 def test_a_worker_in_the_courses_own_python_finds_its_packages(engine, monkeypatch):
@@ -154,7 +165,7 @@ def test_a_worker_in_the_courses_own_python_finds_its_packages(engine, monkeypat
 
 
 def test_wrong_arguments_raise(engine):
-    with pytest.raises(ValueError, match="known: auto-gptq"):
+    with pytest.raises(ValueError, match="known: torch"):
         engines.run("nothing", {})
     fake = engine(ECHO)
     with pytest.raises(ValueError, match="timeout"):
@@ -213,13 +224,13 @@ import sys
 from pathlib import Path
 from course_utils import engines
 from course_utils.engines import environment
-from course_utils.engines.environment import Engine
+from course_utils.engines.entry import Engine
 def hang(*args):
     (Path({str(fake.folder)!r})).mkdir(parents=True)
     print("building", flush=True)
     import time; time.sleep(600)
 environment._run = hang
-engines.install(Engine("fake", "a test", Path({str(fake.requirements)!r}), Path({str(fake.worker)!r})))
+engines.install(Engine(Path({str(fake.home)!r}), "a test"))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
                                env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])})
@@ -238,9 +249,10 @@ def test_failed_install_names_the_cause_and_the_log(engine):
     assert not engines.is_installed(fake)
 
 
-def test_missing_requirements_file(engine, tmp_path):
-    fake = replace(engine(ECHO, installed=False), requirements=tmp_path / "absent.txt")
-    with pytest.raises(CourseError, match="absent.txt is missing"):
+def test_missing_requirements_file(engine):
+    fake = engine(ECHO, installed=False)
+    fake.requirements.unlink()
+    with pytest.raises(CourseError, match="requirements.txt is missing"):
         engines.install(fake)
 
 
@@ -249,17 +261,83 @@ def test_registered_engines_have_their_files():
         assert made.worker.exists()
         if made.requirements is None:
             continue
-        assert made.requirements.exists() and made.worker.exists()
-        pins = [line for line in made.requirements.read_text().splitlines() if line and line[0] != "#"]
+        pins = environment.pins(made)
         assert all("==" in line for line in pins), "every requirement is pinned"
         assert {line.split("==")[0] for line in pins} >= set(made.build_first)
+        assert f"course engines install {made.name}" in made.requirements.read_text(), "whose are they?"
         # The worker runs where the course is not installed.
         assert "course_utils" not in made.worker.read_text()
 
 
-@pytest.mark.parametrize("name", [name for name, made in engines.ENGINES.items() if made.requirements])
-def test_conda_file_reads_the_same_pins(name):
-    path = engines.find(name).requirements
-    conda = yaml.safe_load(path.with_suffix(".yml").read_text())
-    (pip,) = [entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict)]
-    assert pip == [f"-r {path.name}"]
+# ---- an engine is a folder -------------------------------------------------------------------------------
+
+
+def test_the_order_of_engines_is_the_one_they_state():
+    places = [made.place for made in engines.ENGINES.values()]
+    assert places == sorted(set(places)), "two engines have the same place"
+    order = [list(engines.ENGINES).index(variant.engine) for variant in engines.VARIANTS.values()]
+    assert order == sorted(order)
+
+
+def test_no_file_that_a_worker_can_import_hides_a_package():
+    """A worker's path begins with its own folder and the shared one: no numpy.py may be in there."""
+    for folder in [process.SHARED, *(made.home for made in engines.ENGINES.values())]:
+        names = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+        assert names and not packages
+        hidden = {name for name in names if PathFinder.find_spec(name)} | names & sys.stdlib_module_names
+        assert not hidden, f"{folder} hides {hidden}"
+
+
+@pytest.fixture
+def course_with_another_engine(tmp_path):
+    """A copy of course_utils with one more folder, called like the package that it uses; runs `course`."""
+    shutil.copytree(ROOT / "course_utils", tmp_path / "course_utils",
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path / "course_utils" / "engines" / "numpy"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(textwrap.dedent("""
+        from pathlib import Path
+        from course_utils.engines.entry import Engine, Variant
+        ENGINE = Engine(Path(__file__).parent, "counts on, in NumPy", place=15, modules=("numpy",))
+        VARIANTS = {"NumPy": Variant(ENGINE.name)}
+    """))
+    (folder / "worker.py").write_text(textwrap.dedent("""
+        import numpy
+        from own_part import LIMIT
+        from protocol import Session, serve
+
+        class Counting(Session):
+            packages = ("numpy",)
+            def load(self, folder):
+                self.limit = LIMIT
+            def prefill(self, ids):
+                return self.step(ids[-1])
+            def step(self, token):
+                return (token + 1) % self.limit
+            def logits(self, ids):
+                return numpy.eye(self.limit)[[self.step(token) for token in ids]]
+
+        serve(Counting)
+    """))
+    (folder / "own_part.py").write_text("LIMIT = 5\n")
+
+    def run(*arguments):
+        path = os.pathsep.join([str(tmp_path), str(ROOT)])  # course_utils of the copy, the rest of ours
+        return subprocess.run([sys.executable, "-m", "authoring.cli", *arguments], capture_output=True,
+                              text=True, cwd=tmp_path, env=os.environ | {
+                                  "PYTHONPATH": path, "COURSE_CACHE": str(tmp_path / "cache")})
+
+    return run
+
+
+def test_a_folder_is_all_that_an_engine_needs(course_with_another_engine):
+    listed = course_with_another_engine("engines", "list")
+    assert listed.returncode == 0, listed.stderr
+    names = [line.split()[0] for line in listed.stdout.splitlines()]
+    assert names == [*list(engines.ENGINES)[:1], "numpy", *list(engines.ENGINES)[1:]]
+    request = {"task": "measure", "folder": ".", "prompt": [0, 1], "new_tokens": 6, "repeats": 1}
+    done = course_with_another_engine("engines", "run", "numpy", json.dumps(request))
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["tokens"] == [2, 3, 4, 0, 1, 2] and answer["versions"]["numpy"] == np.__version__

@@ -122,7 +122,7 @@ def test_kept_positions(tiny, exported, tmp_path):  # noqa: F811
 
 def test_the_article_s_line_fails_or_gives_a_graph_without_cache(tiny):  # noqa: F811
     """With the model's cache switched off it runs: fixed length, no cache, no mask."""
-    reader = dataclasses.replace(ENGINE, worker=ENGINE.worker.with_name("onnx_graph_worker.py"))
+    reader = dataclasses.replace(ENGINE, script="onnx_graph_worker.py")
     request = {"model": str(tiny[1]), "layers": 1, "tokens": 8}
     answer = process.run(reader, request | {"use_cache": True}, 300)
     assert answer, answer
@@ -135,7 +135,7 @@ def test_the_article_s_line_fails_or_gives_a_graph_without_cache(tiny):  # noqa:
 
 
 def test_our_graph_has_all_parts(exported):
-    reader = dataclasses.replace(ENGINE, worker=ENGINE.worker.with_name("onnx_graph_worker.py"))
+    reader = dataclasses.replace(ENGINE, script="onnx_graph_worker.py")
     answer = process.run(reader, {"file": str(exported / "fp32" / "model.onnx")}, 60)
     assert answer, answer
     found = answer.values["graph"]

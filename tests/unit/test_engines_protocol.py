@@ -1,7 +1,6 @@
 """Engines: the protocol and the table, with the real torch worker on a tiny random Llama."""
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from scipy.special import rel_entr, softmax
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from course_utils import engines
-from course_utils.engines import agreement, environment, registry, table
+from course_utils.engines import agreement, environment, process, registry, table
 from course_utils.errors import CourseError
 
 PROMPT, SCORE = [3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8]
@@ -116,8 +115,8 @@ def test_a_batch_counts_the_tokens_of_all_its_sequences(tiny, answered, tmp_path
     assert np.allclose(np.load(tmp_path / "l.npy"), np.load(answered[1]), atol=1e-5)
 
 
-def test_a_batch_for_an_engine_without_one_is_refused():
-    sys.path.insert(0, str(registry.find("torch").worker.parent))
+def test_a_batch_for_an_engine_without_one_is_refused(monkeypatch):
+    monkeypatch.syspath_prepend(process.SHARED)
     import protocol
 
     class Single(protocol.Session):
@@ -153,10 +152,11 @@ def test_other_torch_variants_stay_near(tiny, answered, tmp_path, name):
 
 def test_table_has_a_row_for_what_runs_and_for_what_does_not(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
-    crash = tmp_path / "worker.py"
-    crash.write_text("raise RuntimeError('no such kernel')")
-    broken = replace(registry.find("torch"), name="broken", worker=crash)
-    absent = replace(registry.find("llamacpp"), name="absent")
+    for name in ("broken", "absent"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "worker.py").write_text("raise RuntimeError('no such kernel')")
+    broken = replace(registry.find("torch"), home=tmp_path / "broken")
+    absent = replace(registry.find("llamacpp"), home=tmp_path / "absent")
     monkeypatch.setitem(registry.ENGINES, "broken", broken)
     monkeypatch.setitem(registry.ENGINES, "absent", absent)
     monkeypatch.setitem(registry.VARIANTS, "one that crashes", registry.Variant("broken"))

@@ -82,7 +82,7 @@ def test_loops_on_odd_shapes():
     """Rows that fill tiles and rows that do not, against NumPy; attention with and without a past."""
     code = f"""
 import sys
-sys.path.insert(0, {str(ENGINE.worker.parent)!r})
+sys.path.insert(0, {str(ENGINE.home)!r})
 import numpy as np, tvm, tvm_kernels
 from tvm.target import codegen
 target = tvm.target.Target({{"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()}})

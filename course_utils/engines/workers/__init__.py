@@ -1,1 +1,0 @@
-"""Scripts that run in an engine's own environment. They import nothing of this course."""
