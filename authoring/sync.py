@@ -13,7 +13,7 @@ import nbformat
 from filelock import FileLock
 from nbformat.notebooknode import from_dict
 
-from authoring import generate, links
+from authoring import generate, leaks, links
 from authoring.project import KINDS, LessonError, Project, key_of
 
 TABLE = "lessons"  # between <!-- lessons:begin --> and <!-- lessons:end --> in the README
@@ -29,8 +29,10 @@ def check(project: Project, numbers=()) -> list[str]:
         try:
             lesson = generate.read_lesson(project, path)
             lessons.append(lesson)
-            for kind in KINDS:
-                expected = generate.make_notebook(project, lesson, kind, costs)
+            made = {kind: generate.make_notebook(project, lesson, kind, costs) for kind in KINDS}
+            problems += [f"{lesson.path}, {leak}"
+                         for leak in leaks.leaks(made["solutions"], made["notebooks"])]
+            for kind, expected in made.items():
                 problems += _check_notebook(project, project.notebook(kind, path), expected)
         except LessonError as error:
             problems.append(str(error))

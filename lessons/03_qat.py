@@ -96,28 +96,13 @@ plots.show(fig, "Left: a staircase of eight steps from -4 to 3 along the diagona
 
 # %% [markdown] name="function-text"
 # The same can be said in a second way, in which forward and backward are written out: an
-# `autograd.Function`. It is longer, and leaves nothing to puzzle over.
-
+# `autograd.Function`. It is longer, and leaves nothing to puzzle over. So write your own function first, then
+# read the class `StraightThrough` in `course_utils/quantize/qat.py`. Do the two agree?
 
 # %% name="function"
-class StraightThrough(torch.autograd.Function):
-    """Round and clip on the way forward; on the way back let the gradient of what was not clipped pass."""
-
-    @staticmethod
-    def forward(ctx, steps, low, high):
-        nearest = torch.round(steps)
-        ctx.save_for_backward((nearest >= low) & (nearest <= high))
-        return torch.clamp(nearest, low, high)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (inside,) = ctx.saved_tensors
-        return gradient * inside, None, None
-
-
 x = torch.linspace(-6, 6, 500)
 slopes = []
-for function in (StraightThrough.apply, qat.straight_through):
+for function in (qat.StraightThrough.apply, qat.straight_through):
     values = x.clone().requires_grad_()
     result = function(values, -4, 3)
     result.sum().backward()
