@@ -154,6 +154,73 @@ def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")
     raise typer.Exit(work(names or ()))
 
 
+Texts = list[str] | None
+
+
+@app.command(name="gpu-run")
+def gpu_run(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="folder for results, logs and the report")] = Path("runs/gpu"),
+    device: Annotated[str, typer.Option(help="cuda; cpu rehearses")] = "cuda",
+    small: Annotated[bool, typer.Option("--small", help="tiny shapes, to rehearse")] = False,
+    minutes: Annotated[float, typer.Option(help="for all steps together")] = 10,
+    only: Annotated[Texts, typer.Option(metavar="STEP", help="only this step; may be repeated")] = None,
+    skip: Annotated[Texts, typer.Option(metavar="STEP", help="not this step")] = None,
+    limit: Annotated[Texts, typer.Option(metavar="STEP=SECONDS", help="a step's own limit")] = None,
+    lesson: Annotated[Texts, typer.Option(metavar="NN", help="only this lesson")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="lessons at a time; above 1 their timings disturb")] = 1,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="go on after a failing cell")] = False,
+    record: Annotated[bool, typer.Option("--record", help="copy the results into recorded/ too")] = False,
+):
+    """On a GPU machine: machine, lessons, comparison, 13B model, 2:4, KV caches, engines; each bounded."""
+    from authoring.gpu.plan import Settings
+    from authoring.gpu.run import gpu_run as work
+
+    limits = {}
+    for text in limit or ():
+        name, _, seconds = text.partition("=")
+        if not seconds.isdigit():
+            raise ValueError(f"--limit is written STEP=SECONDS, such as lessons=200, not {text!r}.")
+        limits[name] = int(seconds)
+    settings = Settings(str(out.resolve()), str(context.obj.root), device, small, jobs, keep_going,
+                        tuple(lesson or ()))
+    lines = work(settings, minutes=minutes, only=only or (), skip=skip or (), limits=limits, record=record,
+                 say=typer.echo)
+    typer.echo(f"report: {settings.folder / 'report.md'}")
+    raise typer.Exit(int(any(line["state"] != "done" for line in lines)))
+
+
+@app.command()
+def bundle(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="folder for the parts")],
+    python: Annotated[str | None, typer.Option(help="the target's Python, as 3.12; else this one")] = None,
+    platform: Annotated[str | None, typer.Option(help="as manylinux_2_28_x86_64")] = None,
+    parts: Annotated[str, typer.Option(help="size of a part")] = "60MB",
+    has: Annotated[list[str] | None, typer.Option(help="packages the target has, a,b,c: not packed")] = None,
+    has_file: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="its `pip freeze`: packed if too old")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="packages to do without, a,b,c")] = None,
+    extras: Annotated[list[str] | None, typer.Option(help="extras of pyproject.toml, a,b,c")] = None,
+    classifiers: Annotated[bool, typer.Option("--classifiers", help="pack the trained ones too")] = False,
+):
+    """Pack packages, models, texts and the course for a machine without a network."""
+    from authoring import bundle as work
+
+    request = work.request(python, platform, has or (), has_file, extras or (), without or (), classifiers)
+    manifest = work.bundle(context.obj, request, out, work.parse_size(parts))
+    typer.echo(work.summary(manifest, out))
+
+
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+def unbundle(arguments: Annotated[list[str] | None, typer.Argument(metavar="FOLDER [OPTION]...")] = None):
+    """Set up from what `course bundle` packed, without a network; `course unbundle --help` lists options."""
+    from authoring.unbundle import main as work
+
+    raise typer.Exit(work(arguments or []))
+
+
 # Subcommands with modules of their own are added here: app.add_typer(..., name="...").
 app.add_typer(engines_app, name="engines")
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
 import papermill
 import psutil
 from papermill.engines import NBClientEngine, papermill_engines
@@ -36,16 +37,19 @@ class CourseEngine(NBClientEngine):
     """papermill's engine, telling `on_cell(index, total, cell)` when each cell starts.
 
     `seen` is a dict that gets "notebook" and "cell", the id of the cell started last: papermill itself does
-    not hand over a notebook that failed.
+    not hand over a notebook that failed. `save_to` is a path that gets the notebook as far as it is, each
+    time a cell starts.
     """
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, *, seen, on_cell=None, **kwargs):
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, seen, on_cell=None, save_to=None, **kwargs):
         seen["notebook"] = nb_man.nb
         start = nb_man.cell_start
 
         def cell_start(cell, cell_index=None, **more):
             seen["cell"] = cell.id
+            if save_to:
+                nbformat.write(nb_man.nb, save_to)
             if on_cell:
                 on_cell(cell_index, len(nb_man.nb.cells), cell)
             return start(cell, cell_index, **more)
@@ -57,7 +61,8 @@ class CourseEngine(NBClientEngine):
 papermill_engines.register("course", CourseEngine)
 
 
-def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, offline=False) -> Execution:
+def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, offline=False, keep_going=False,
+            save_to=None) -> Execution:  # fmt: skip
     """Execute a notebook (a node or a path) with `folder` as working directory.
 
     Args:
@@ -65,6 +70,8 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
         on_cell: called with (index, number of cells, cell) when a cell starts.
         timeout: seconds a cell may take, None for no limit.
         offline: refuse every connection that leaves the machine.
+        keep_going: run the cells after a failing one too; `errors` lists all that failed.
+        save_to: a path that gets the notebook as far as it is whenever a cell starts.
 
     Does not raise when a cell does: see `Execution.error`.
     """
@@ -86,6 +93,8 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
                 extra_arguments=["--log-level=CRITICAL"],  # the kernel's own remarks, not the lesson's
                 on_cell=on_cell,
                 seen=seen,
+                save_to=save_to,
+                allow_errors=keep_going,
             )
         except PapermillExecutionError as failed:
             error = f"{failed.ename}: {failed.evalue}"
@@ -98,8 +107,19 @@ def execute(notebook, folder, *, parameters=None, on_cell=None, timeout=None, of
     node = seen["notebook"]
     node.cells = [c for c in node.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
     if error:
-        error = f"cell {seen.get('cell')!r}: {error}"
+        failed = errors(node)
+        error = f"cell {next(iter(failed), seen.get('cell'))!r}: {error}"
     return Execution(node, seconds, memory.peak, memory.cell, error, traceback)
+
+
+def errors(notebook) -> dict[str, str]:
+    """The error of each cell that failed and may not, by the cell's id: "ValueError: ..."."""
+    return {
+        cell.id: f"{output.ename}: {output.evalue}"
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "error" and "raises-exception" not in cell.metadata.get("tags", [])
+    }
 
 
 class PeakMemory:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from itertools import zip_longest
+from types import SimpleNamespace
 
 import pytest
 from nbformat.notebooknode import from_dict
@@ -67,6 +68,78 @@ def _tolerant(item):
         return compare(test, reference, skip_compare)
 
     return compare_outputs
+
+
+# What a device is called says where a number was made, not what it is.
+DEVICE = re.compile(r"\b(?:cuda(?::\d+)?|mps(?::\d+)?|cpu)\b")
+# Fields that nbval leaves out of its comparison, pictures besides: another machine draws other pixels.
+SKIPPED = ("metadata", "traceback", "text/latex", "prompt_number", "output_type", "name", "execution_count",
+           "application/vnd.jupyter.widget-view+json", "image/png", "image/jpeg")  # fmt: skip
+
+
+def differences(reference, executed) -> dict[str, str]:
+    """Compare two runs of a notebook cell by cell, as nbval and the cells' tolerances do. Executes nothing.
+
+    Args:
+        reference: the notebook with its kept outputs.
+        executed: the same notebook, run elsewhere; cells are found by their ids. Names of devices count as
+            equal.
+
+    Returns what differs by the id of each cell compared: "" where nothing does. Cells that nbval ignores
+    (timings) and cells without kept outputs and new ones are left out.
+    """
+    new = {cell.id: cell for cell in executed.cells if cell.cell_type == "code"}
+    found = {}
+    for cell in reference.cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type != "code" or {"nbval-ignore-output", "nbval-skip", "parameters"} & set(tags):
+            continue
+        other = new.get(cell.id)
+        if other is None or other.get("execution_count") is None:
+            found[cell.id] = "was not executed"
+        elif cell.outputs or other.outputs:
+            found[cell.id] = _difference(cell, other)
+    return found
+
+
+def _difference(cell, other) -> str:
+    comparison = _Comparison(cell)
+    outputs = [[_without_device(output) for output in each.outputs] for each in (other, cell)]
+    return "" if _tolerant(comparison)(*outputs) else comparison.why or "differs"
+
+
+def _without_device(output):
+    """A copy whose texts name no device."""
+    if isinstance(output, dict):
+        return from_dict({key: _without_device(value) for key, value in output.items()})
+    if isinstance(output, list):
+        return [_without_device(value) for value in output]
+    return DEVICE.sub("device", output) if isinstance(output, str) else output
+
+
+class _Comparison:
+    """What nbval's comparison asks of a collected cell, without pytest."""
+
+    colors = SimpleNamespace(FAIL="", ENDC="", OKBLUE="")
+    parent = SimpleNamespace(skip_compare=SKIPPED)
+
+    def __init__(self, cell):
+        self.cell, self.why, self.comparison_traceback = cell, "", []
+
+    def compare_outputs(self, test, reference, skip_compare=None):
+        same = IPyNbCell.compare_outputs(self, test, reference, skip_compare)
+        if not same and not self.why:
+            self.why = " ".join(self.comparison_traceback)[:300]
+        return same
+
+    def sanitize(self, text):
+        return text
+
+    def format_output_compare(self, key, left, right):
+        """Called by nbval at the first difference: keep the first line that differs."""
+        lines = zip_longest(str(left).splitlines(), str(right).splitlines(), fillvalue="")
+        old, new = next(((a, b) for a, b in lines if a != b), ("", ""))
+        self.why = f"kept {old.strip()[:150]!r}, now {new.strip()[:150]!r}"
 
 
 def _soften(old, new, tolerance, atol):

@@ -51,8 +51,7 @@ def wikipedia_texts(split: str) -> list[str]:
         CourseError: not cached yet, and the package index cannot be reached.
     """
     _check_choice("split", split, WIKIPEDIA_SPLITS)
-    folder = cached_folder("wikipedia", _build_wikipedia, version="3", megabytes=10)
-    return json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+    return json.loads((_wikipedia_folder() / f"{split}.json").read_text(encoding="utf-8"))
 
 
 def wikipedia_tokens(tokenizer, split: str, n_tokens: int | None = None) -> torch.Tensor:
@@ -268,8 +267,7 @@ def reviews(split: str, domain: str = "movie") -> list[tuple[str, int]]:
     """
     _check_choice("split", split, REVIEW_SPLITS)
     _check_choice("domain", domain, tuple(_FILES))
-    folder = cached_folder("reviews", _build_reviews, version="4", megabytes=10)
-    rows = json.loads((folder / f"{domain}-{split}.json").read_text(encoding="utf-8"))
+    rows = json.loads((_reviews_folder() / f"{domain}-{split}.json").read_text(encoding="utf-8"))
     return [(text, label) for text, label in rows]
 
 
@@ -296,8 +294,20 @@ def _build_reviews(folder: Path) -> None:
 
 def prepare() -> None:
     """Fetch and clean all texts, so that later reads need no network."""
-    wikipedia_texts("heldout")
-    reviews("test")
+    folders()
+
+
+def folders() -> list[Path]:
+    """The cached folders with the cleaned texts, made first where they are missing."""
+    return [_wikipedia_folder(), _reviews_folder()]
+
+
+def _wikipedia_folder() -> Path:
+    return cached_folder("wikipedia", _build_wikipedia, version="3", megabytes=10)
+
+
+def _reviews_folder() -> Path:
+    return cached_folder("reviews", _build_reviews, version="4", megabytes=10)
 
 
 def attribution() -> None:

@@ -149,13 +149,7 @@ def load_classifier(device: str = "cpu", domain: str = "movie", seed: int = 0):
     Returns (model, tokenizer); the model is in eval mode.
     Raises ValueError for an unknown domain, TypeError for a seed that is no whole number.
     """
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"seed must be a whole number, not {seed!r}")
-    examples = data.reviews("train", domain)  # also tells of an unknown domain
-    name = "minilm-movie-reviews" if domain == "movie" else f"minilm-{domain}"
-    name += f"-seed{seed}" if seed else ""
-    folder = cached_folder(name, lambda folder: _build_classifier(folder, examples, domain, seed),
-                           version=_version(examples, domain), megabytes=100)
+    folder = _folder(domain, seed)
     model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return model.eval().to(device), tokenizer
@@ -163,8 +157,22 @@ def load_classifier(device: str = "cpu", domain: str = "movie", seed: int = 0):
 
 def prepare() -> None:
     """Train the classifiers that lessons share, unless they are cached."""
-    for domain in SHARED_DOMAINS:
-        load_classifier(domain=domain)
+    folders()
+
+
+def folders() -> list[Path]:
+    """The cached folders of the classifiers that lessons share, trained first where they are missing."""
+    return [_folder(domain) for domain in SHARED_DOMAINS]
+
+
+def _folder(domain: str, seed: int = 0) -> Path:
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"seed must be a whole number, not {seed!r}")
+    examples = data.reviews("train", domain)  # also tells of an unknown domain
+    name = "minilm-movie-reviews" if domain == "movie" else f"minilm-{domain}"
+    name += f"-seed{seed}" if seed else ""
+    return cached_folder(name, lambda folder: _build_classifier(folder, examples, domain, seed),
+                         version=_version(examples, domain), megabytes=100)
 
 
 def _version(examples: list[tuple[str, int]], domain: str) -> str:

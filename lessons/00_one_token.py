@@ -553,6 +553,22 @@ for label, milliseconds, bits in (("INT8", 70, 8), ("INT4", 50, 4)):
     verdict = "more than" if claimed > allowed else "within"
     print(f"{label}: the article says {claimed:.0f}x, {verdict} the {allowed:.0f}x that the bytes allow")
 
+# %% [markdown] name="record-gpu-text"
+# What does a GPU with far more bandwidth reach? `course gpu-run` measures the 13B shape of above there,
+# with random weights: time does not depend on what they are. Each decode step stands beside its limit,
+# the time that reading weights and KV cache once takes. A step as a CUDA graph is recorded once and then
+# replayed as a whole: no Python runs between its kernels.
+
+# %% name="record-gpu"
+from course_utils import records  # noqa: E402
+
+records.gpu_table("gpu_13b", [
+    "format", "batch", "weights (GB)", "KV cache (GB)", "prefill (ms)", "decode step (ms)",
+    "decode step as a CUDA graph (ms)", "decode limit by bandwidth (ms)"])
+
+# %% name="record-gpu-machine"
+records.gpu_table("gpu_machine", ["what", "value", "unit"])
+
 # %% [markdown] name="perplexity-text"
 # ## How good is it?
 #
@@ -563,7 +579,7 @@ for label, milliseconds, bits in (("INT8", 70, 8), ("INT4", 50, 4)):
 # seeing it?
 
 # %% name="token-probabilities" atol=0.015
-heldout = data.wikipedia_tokens(tokenizer, "heldout", 8192).to(DEVICE)
+heldout = data.wikipedia_tokens(tokenizer, "heldout", 8192 if PROFILE == "cpu" else 65_536).to(DEVICE)
 with torch.inference_mode():
     window_logits = model(heldout[None, :512]).logits[0]
 p = torch.softmax(window_logits[:-1].float(), dim=-1).gather(1, heldout[1:512, None])[:, 0]

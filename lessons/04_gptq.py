@@ -528,7 +528,7 @@ with tempfile.TemporaryDirectory() as place:
     measure.release_memory()
     again, _ = checkpoint.load(folder)
     with torch.inference_mode():
-        own_reader = again(prompt).logits
+        own_reader = again.to(DEVICE)(prompt.to(DEVICE)).logits.cpu()
     del again
     measure.release_memory()
     loaded = importlib.util.find_spec("gptqmodel") is not None

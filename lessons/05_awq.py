@@ -38,8 +38,9 @@ plots.style()
 
 # %% name="baseline" tolerance=0.02
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-heldout = data.wikipedia_tokens(tokenizer, "heldout", 2048).to(DEVICE)
-calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 1024), 256).to(DEVICE)
+n_heldout, n_calibration = (2048, 1024) if PROFILE == "cpu" else (32_768, 16_384)
+heldout = data.wikipedia_tokens(tokenizer, "heldout", n_heldout).to(DEVICE)
+calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", n_calibration), 256).to(DEVICE)
 scheme = Scheme(bits=3, group=64, symmetric=False)
 fp32 = measure.perplexity(model, heldout, window=512)
 print("FP32:", fp32)

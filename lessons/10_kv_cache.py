@@ -591,6 +591,16 @@ else:
         del llm
         measure.release_memory()
 
+# %% [markdown] name="record-gpu-text"
+# And our caches on a GPU, beside those of transformers? `course gpu-run` decodes with each of them, 1, 16 and
+# 64 sequences at a time.
+
+# %% name="record-gpu"
+from course_utils import records  # noqa: E402
+
+records.gpu_table("gpu_kv_cache", [
+    "model", "cache", "batch", "decode (tokens/s)", "KV memory (GB)", "peak GPU memory (GB)"])
+
 # %% [markdown] name="replicate"
 # ## What would not replicate elsewhere, and what holds anyway
 #

@@ -217,7 +217,8 @@ found
 
 # %% [markdown] name="record-gpu-text"
 # TensorRT and vLLM need an NVIDIA GPU. Where there is one, `course engines install tensorrt` (or `vllm`) adds
-# them to the table above, and `course bench engines_gpu` keeps what they reached.
+# them to the table above, and `course bench engines_gpu` keeps what they reached. `course gpu-run` measures
+# what a GPU machine has anyway, and how long the lessons of this course take there.
 
 # %% name="record-gpu"
 on_gpu = records.load("bench_engines_gpu")
@@ -227,6 +228,14 @@ if on_gpu:
 else:
     found = "No recorded run on a GPU yet: `course bench engines_gpu` makes one on a machine that has one."
 found
+
+# %% name="record-gpu-run"
+records.gpu_table("gpu_engines", [
+    "engine", "batch", "prefill (tokens/s)", "decode (tokens/s)", "top-1 match", "note"])
+
+# %% name="record-gpu-lessons"
+records.gpu_table("gpu_lessons", [
+    "lesson", "profile", "minutes", "memory (GB)", "GPU memory in use (GB)", "exercises passed", "exercises"])
 
 # %% name="plot-engines" timing=true
 shown = [row for row in rows if row["top-1 match"] is not None]  # with figures, and the reference too

@@ -80,7 +80,8 @@ def run(engine: str | Engine, request: dict, timeout: float = 600) -> Answer | E
 
 def _call(engine: Engine, text: str, timeout: float, record) -> tuple[int | None, str]:
     """Exit code (None: killed at the timeout) and standard output of the worker."""
-    environment = clean_environment() | engine.variables
+    # The course's own Python may find its packages by PYTHONPATH: a machine set up from a bundle does.
+    environment = (clean_environment() if engine.requirements else dict(os.environ)) | engine.variables
     process = subprocess.Popen(
         [str(engine.python), str(engine.worker)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=record, start_new_session=True,

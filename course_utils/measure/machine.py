@@ -99,7 +99,7 @@ def machine_card():
         torch=torch.__version__,
         transformers=transformers.__version__,
         date=datetime.now(UTC).date().isoformat(),
-        commit=_commit(Path(__file__).resolve().parents[2]),
+        commit=commit_of(Path(__file__).resolve().parents[2]),
     )
 
 
@@ -130,10 +130,14 @@ def _gpu():
     return properties.name, properties.total_memory
 
 
-def _commit(folder):
-    """Short commit of the checkout at `folder`, with "+" when files differ from it; "" outside a checkout."""
+def commit_of(folder):
+    """Short commit of the checkout at `folder`, with "+" when files differ from it; "" outside a checkout.
+
+    What `course bundle` packed is no checkout any more: it says in the file .commit what it was packed from.
+    """
     if not (folder / ".git").exists():
-        return ""
+        packed = folder / ".commit"
+        return packed.read_text(encoding="utf-8").strip() if packed.is_file() else ""
     try:
         head = _git(folder, "rev-parse", "--short", "HEAD")
         changed = _git(folder, "status", "--porcelain", "-uno")

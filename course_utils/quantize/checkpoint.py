@@ -105,14 +105,14 @@ def zeros_from_words(words: Tensor, bits: int, format: str) -> Tensor:
 
 
 def layer_to_tensors(weight: GPTQWeight, format: str = "gptq") -> dict[str, Tensor]:
-    """The four tensors of one layer, by their names in the file."""
+    """The four tensors of one layer, by their names in the file, on the CPU."""
     scheme = weight.scheme
     shift = -scheme.qmin  # symmetric integers are stored without a sign
     return {
-        "qweight": pack_words((weight.q.int() + shift).T, scheme.bits),
-        "qzeros": zeros_to_words((weight.zero + shift).T, scheme.bits, format),
-        "scales": weight.scale.T.to(torch.float16).contiguous(),
-        "g_idx": weight.g_idx.to(torch.int32).clone(),  # q, k and v share one tensor
+        "qweight": pack_words((weight.q.cpu().int() + shift).T, scheme.bits),
+        "qzeros": zeros_to_words((weight.zero.cpu() + shift).T, scheme.bits, format),
+        "scales": weight.scale.cpu().T.to(torch.float16).contiguous(),
+        "g_idx": weight.g_idx.cpu().to(torch.int32).clone(),  # q, k and v share one tensor
     }
 
 

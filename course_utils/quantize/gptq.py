@@ -90,7 +90,7 @@ def optimal_brain_row(
         raise ValueError(f'order must be "greedy" or "natural", got {order!r}')
     weights = row.double().clone()
     inverse = torch.linalg.inv(hessian.double())
-    left = torch.ones(len(row), dtype=torch.bool)
+    left = torch.ones(len(row), dtype=torch.bool, device=row.device)
     visited = []
     while left.any():
         error = weights - nearest(weights.to(row.dtype)).double()

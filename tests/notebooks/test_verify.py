@@ -9,7 +9,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from authoring.verify import verify, within
+from authoring.execute import errors, execute
+from authoring.verify import differences, verify, within
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,26 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize(("expected", "id"), [(expected, cell.id) for expected, cell in CELLS])
 def test_pytest_run(outcomes, expected, id):
     assert outcomes[id] == expected
+
+
+def test_comparing_executed_notebooks_agrees_with_pytest(outcomes):
+    reference = new_notebook(cells=[c for _, c in CELLS])
+    done = execute(reference, None, keep_going=True)
+    found = differences(reference, done.notebook)
+    assert {id: FAIL if found.get(id) else PASS for id in outcomes} == outcomes
+    assert found["off"] == "kept 'loss 1.000', now 'loss 1.030'"
+    assert "timing" not in found
+    assert list(errors(done.notebook)) == ["raises"] and "cell 'raises': ZeroDivisionError" in done.error
+
+
+def test_names_of_devices_count_as_equal():
+    def notebook(text):
+        return new_notebook(cells=[cell("where", "", stream(text), **TOLERANT)])
+
+    kept = notebook("perplexity 26.50, window 512, cpu")
+    assert differences(kept, notebook("perplexity 26.51, window 512, cuda:0")) == {"where": ""}
+    assert differences(kept, notebook("perplexity 36.51, window 512, cuda:0"))["where"]
+    assert differences(kept, new_notebook(cells=[]))["where"] == "was not executed"
 
 
 @pytest.mark.slow

@@ -436,19 +436,19 @@ def test_machine_card_names_machine_and_versions():
 
 
 def test_machine_card_names_the_commit_of_a_checkout(tmp_path):
-    from course_utils.measure.machine import _commit
+    from course_utils.measure.machine import commit_of
 
-    assert _commit(tmp_path) == ""
+    assert commit_of(tmp_path) == ""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
     subprocess.run([*git, "init", "-q"], check=True)
-    assert _commit(tmp_path) == ""  # no commit yet
+    assert commit_of(tmp_path) == ""  # no commit yet
     (tmp_path / "file").write_text("1")
     subprocess.run([*git, "add", "file"], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    assert _commit(tmp_path) == head.stdout.strip()
+    assert commit_of(tmp_path) == head.stdout.strip()
     (tmp_path / "file").write_text("2")
-    assert _commit(tmp_path) == head.stdout.strip() + "+"
+    assert commit_of(tmp_path) == head.stdout.strip() + "+"
 
 
 def test_table_puts_results_side_by_side(model, tokens):

@@ -28,3 +28,13 @@ def test_what_json_cannot_hold_leaves_the_old_record(folder):
     with pytest.raises(TypeError):
         records.save("trial", [object()])
     assert records.load("trial")["results"] == [1]
+
+
+def test_gpu_table_says_when_there_is_no_record_and_shows_errors(capsys):
+    assert "No recorded run yet" in records.gpu_table("gpu_13b", ["a"])
+    rows = [{"format": "BF16", "ms": 12.3456, "left out": 1}, {"format": "FP32", "error": "out of memory"}]
+    records.save("gpu_13b", {"rows": rows})
+    table = records.gpu_table("gpu_13b", ["format", "ms"])
+    assert table.to_dict("records") == [{"format": "BF16", "ms": 12.3, "error": ""},
+                                        {"format": "FP32", "ms": "", "error": "out of memory"}]
+    assert "recorded" in capsys.readouterr().out

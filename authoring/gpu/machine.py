@@ -1,0 +1,50 @@
+"""Step 1: the machine, its speeds, and which packages it has."""
+
+import importlib.util
+from importlib import metadata
+
+import torch
+
+from authoring.gpu.results import attempt, nvidia_smi
+from course_utils import measure
+
+TITLE = "The machine: memory bandwidth, matrix products, packages"
+PACKAGES = ("torch", "transformers", "numpy", "bitsandbytes", "accelerate", "onnxruntime", "papermill",
+            "nbclient", "nbval", "ipykernel", "gguf", "mwparserfromhell", "triton", "torchao", "gptqmodel",
+            "optimum", "mergekit", "torch_pruning", "vllm", "tensorrt", "jupyterlab", "jupytext", "nbgrader")
+
+
+def measure_into(settings, results):
+    """Add rows "what", "value", "unit"; the card and the packages stand beside them."""
+    results.note(card=str(measure.machine_card()).splitlines(), packages=packages())
+    if settings.device != "cpu" and not torch.cuda.is_available():
+        raise RuntimeError(f"torch {torch.__version__} finds no CUDA GPU")
+    names = "name,memory.total,driver_version,compute_cap,clocks.max.sm,clocks.max.mem,power.limit"
+    results.note(nvidia_smi=dict(zip(names.split(","), nvidia_smi(names), strict=False)))
+    device = settings.device
+
+    def bandwidth():
+        found = measure.bandwidth(device, nbytes=2**26 if settings.small else None)
+        results.add(what="memory, reading", value=found.read / 1e9, unit="GB/s")
+        results.add(what="memory, copying", value=found.copy / 1e9, unit="GB/s")
+
+    attempt(results, {"what": "memory, reading"}, bandwidth)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        what = f"matrix product, {str(dtype).removeprefix('torch.')}"
+
+        def product(dtype=dtype, what=what):
+            found = measure.matmul_speed(device, dtype, n=256 if settings.small else None)
+            results.add(what=what, value=found.flops / 1e12, unit="TFLOP/s", n=found.n)
+
+        attempt(results, {"what": what}, product)
+
+
+def packages() -> dict[str, str]:
+    """Version of each package that a lesson or a step may want; "missing" where it is not there."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "there" if importlib.util.find_spec(name) else "missing"
+    return found
