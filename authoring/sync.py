@@ -376,11 +376,19 @@ def largest_cell(notebook) -> str:
 
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write aside, then rename: an interrupt leaves the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    replace_files({path: content})
+
+
+def replace_files(contents: dict[Path, str | bytes]) -> None:
+    """Write every file aside, then rename them all: while one can still fail, all are as they were."""
+    aside = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
     try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(aside, path)
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside[path].write_bytes(content.encode() if isinstance(content, str) else content)
+        for path in contents:
+            os.replace(aside[path], path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            aside.unlink()
+        for path in aside.values():
+            with contextlib.suppress(OSError):
+                path.unlink()
