@@ -31,6 +31,7 @@ from course_utils import data, finetune, measure, plots, records
 from course_utils.quantize import affine, qat
 from course_utils.quantize.affine import Scheme  # noqa: F401
 from course_utils.quantize.qat import fake_quantize  # noqa: F401
+from course_utils.quantize.straight_through import StraightThrough
 
 plots.style()
 
@@ -97,12 +98,12 @@ plots.show(fig, "Left: a staircase of eight steps from -4 to 3 along the diagona
 # %% [markdown] name="function-text"
 # The same can be said in a second way, in which forward and backward are written out: an
 # `autograd.Function`. It is longer, and leaves nothing to puzzle over. So write your own function first, then
-# read the class `StraightThrough` in `course_utils/quantize/qat.py`. Do the two agree?
+# read the class `StraightThrough` in `course_utils/quantize/straight_through.py`. Do the two agree?
 
 # %% name="function"
 x = torch.linspace(-6, 6, 500)
 slopes = []
-for function in (qat.StraightThrough.apply, qat.straight_through):
+for function in (StraightThrough.apply, qat.straight_through):
     values = x.clone().requires_grad_()
     result = function(values, -4, 3)
     result.sum().backward()

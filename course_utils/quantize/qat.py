@@ -18,7 +18,6 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,23 +40,6 @@ def straight_through(steps: Tensor, low: float | Tensor, high: float | Tensor) -
     """
     nearest = steps + (torch.round(steps) - steps).detach()
     return torch.clamp(nearest, low, high)
-
-
-class StraightThrough(torch.autograd.Function):
-    """`straight_through` said in another way: `apply(steps, low, high)`, both directions written out."""
-
-    @staticmethod
-    def forward(ctx: Any, steps: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-        """Round and clip, and keep which values were not clipped."""
-        nearest = torch.round(steps)
-        ctx.save_for_backward((nearest >= low) & (nearest <= high))
-        return torch.clamp(nearest, low, high)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """Let the gradient of what was not clipped pass; `low` and `high` get none."""
-        (inside,) = ctx.saved_tensors
-        return gradient * inside, None, None
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:

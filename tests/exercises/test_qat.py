@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from course_utils.quantize import affine
-from course_utils.quantize.qat import StraightThrough, fake_quantize
+from course_utils.quantize.qat import fake_quantize
+from course_utils.quantize.straight_through import StraightThrough
 
 # --- straight_through -------------------------------------------------------------------------------------
 
