@@ -152,6 +152,23 @@ def list_lessons(context: typer.Context) -> None:
     Console().print(table)
 
 
+@app.command(name="new-exercise")
+def new_exercise(
+    context: typer.Context,
+    lesson: Annotated[str, typer.Argument(help="the lesson's key or number (gptq, 04)")],
+    name: Annotated[str, typer.Argument(help="the function's name; of a prediction: predict_...")],
+    function: Annotated[str, typer.Option(help="where the function is, package.module:function")] = "",
+    predict: Annotated[bool, typer.Option("--predict", help="ask for a number to predict")] = False,
+    after: Annotated[str, typer.Option(help="cell after which it comes; else before the recap")] = "",
+    points: Annotated[int, typer.Option(min=0, help="what it gives")] = 1,
+) -> None:
+    """Write a new exercise's cell, its entry and its tests, as a skeleton to be filled in."""
+    from authoring.new_exercise import new_exercise as work
+
+    given = {"function": function, "predict": predict, "after": after, "points": points}
+    typer.echo("\n".join(work(context.obj, lesson, name, **given)))
+
+
 @app.command()
 def fetch() -> None:
     """Download and convert the embedded model and the texts, train the shared classifiers; once."""
@@ -254,7 +271,7 @@ def main() -> None:
     except (ValueError, CourseError) as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("jupytext", "nbgrader", "pytest"):
+        if (error.name or "").partition(".")[0] not in ("jupytext", "nbgrader", "pytest", "ruff"):
             raise
         message = f"{error}. Authors and instructors install more: pip install -e '.[author]'"
     else:

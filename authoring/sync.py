@@ -17,7 +17,7 @@ import nbformat
 from filelock import FileLock
 from nbformat.notebooknode import from_dict
 
-from authoring import generate, links
+from authoring import generate, leaks, links
 from authoring.project import KINDS, LessonError, Project, key_of
 
 if TYPE_CHECKING:
@@ -49,8 +49,10 @@ def check(project: Project, numbers: Sequence[str] = ()) -> list[str]:
         try:
             lesson = generate.read_lesson(project, path)
             lessons.append(lesson)
-            for kind in KINDS:
-                expected = generate.make_notebook(project, lesson, kind, costs)
+            made = {kind: generate.make_notebook(project, lesson, kind, costs) for kind in KINDS}
+            problems += [f"{lesson.path}, {leak}"
+                         for leak in leaks.leaks(made["solutions"], made["notebooks"])]
+            for kind, expected in made.items():
                 problems += _check_notebook(project, project.notebook(kind, path), expected)
         except LessonError as error:
             problems.append(str(error))
@@ -540,11 +542,23 @@ def replace_file(path: Path, content: str | bytes) -> None:
         path: of the file; folders on the way are made.
         content: what it will hold; text is encoded as UTF-8.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    replace_files({path: content})
+
+
+def replace_files(contents: dict[Path, str | bytes]) -> None:
+    """Write every file aside, then rename them all: while one can still fail, all are as they were.
+
+    Args:
+        contents: by path, as in `replace_file`.
+    """
+    aside = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
     try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(aside, path)
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside[path].write_bytes(content.encode() if isinstance(content, str) else content)
+        for path in contents:
+            os.replace(aside[path], path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            aside.unlink()
+        for path in aside.values():
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -31,6 +31,7 @@ from course_utils import data, finetune, measure, plots, records
 from course_utils.quantize import affine, qat
 from course_utils.quantize.affine import Scheme  # noqa: F401
 from course_utils.quantize.qat import fake_quantize  # noqa: F401
+from course_utils.quantize.straight_through import StraightThrough
 
 plots.style()
 
@@ -96,25 +97,10 @@ plots.show(fig, "Left: a staircase of eight steps from -4 to 3 along the diagona
 
 # %% [markdown] name="function-text"
 # The same can be said in a second way, in which forward and backward are written out: an
-# `autograd.Function`. It is longer, and leaves nothing to puzzle over.
-
+# `autograd.Function`. It is longer, and leaves nothing to puzzle over. So write your own function first, then
+# read the class `StraightThrough` in `course_utils/quantize/straight_through.py`. Do the two agree?
 
 # %% name="function"
-class StraightThrough(torch.autograd.Function):
-    """Round and clip on the way forward; on the way back let the gradient of what was not clipped pass."""
-
-    @staticmethod
-    def forward(ctx, steps, low, high):
-        nearest = torch.round(steps)
-        ctx.save_for_backward((nearest >= low) & (nearest <= high))
-        return torch.clamp(nearest, low, high)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (inside,) = ctx.saved_tensors
-        return gradient * inside, None, None
-
-
 x = torch.linspace(-6, 6, 500)
 slopes = []
 for function in (StraightThrough.apply, qat.straight_through):

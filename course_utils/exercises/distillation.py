@@ -5,11 +5,7 @@ import torch.nn.functional as F
 
 from course_utils import distill, models
 from course_utils.checking import Case, Exercise, Mistake, Prediction
-
-
-def _randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
+from course_utils.checking.cases import gradients, randn
 
 # --- kd_loss ----------------------------------------------------------------------------------------------
 
@@ -17,23 +13,16 @@ def _randn(*shape, seed=0):
 def _call_kd(function, student, teacher, temperature):
     """The loss, and the gradients that reach both models."""
     student, teacher = student.detach().requires_grad_(), teacher.detach().requires_grad_()
-    loss = function(student, teacher, temperature)
-    if not isinstance(loss, torch.Tensor):
-        return {"loss": loss}
-    if loss.requires_grad:
-        loss.sum().backward()
-    found = {name: torch.zeros_like(x) if x.grad is None else x.grad
-             for name, x in (("student", student), ("teacher", teacher))}
-    return {"loss": loss.detach(), **{f"gradient of the {name}": value for name, value in found.items()}}
+    return gradients(function(student, teacher, temperature), student=student, teacher=teacher)
 
 
 def _kd_cases():
     return [
-        Case(_randn(6, 2), _randn(6, 2, seed=1), 2.0, label="a classifier with two answers"),
-        Case(3 * _randn(4, 5), 3 * _randn(4, 5, seed=1), 1.0, label="temperature 1"),
-        Case(_randn(2, 3, 7), _randn(2, 3, 7, seed=1), 4.0, label="as in a language model: three dimensions"),
-        Case(50 * _randn(3, 4), 50 * _randn(3, 4, seed=1), 0.5, label="logits so large that exp overflows"),
-        Case(_randn(5, 3).t(), _randn(5, 3, seed=1).t(), 3.0, label="transposed matrices"),
+        Case(randn(6, 2), randn(6, 2, seed=1), 2.0, label="a classifier with two answers"),
+        Case(3 * randn(4, 5), 3 * randn(4, 5, seed=1), 1.0, label="temperature 1"),
+        Case(randn(2, 3, 7), randn(2, 3, 7, seed=1), 4.0, label="as in a language model: three dimensions"),
+        Case(50 * randn(3, 4), 50 * randn(3, 4, seed=1), 0.5, label="logits so large that exp overflows"),
+        Case(randn(5, 3).t(), randn(5, 3, seed=1).t(), 3.0, label="transposed matrices"),
     ]
 
 
@@ -118,10 +107,10 @@ KD_LOSS = Exercise(
 
 def _gradient_cases():
     return [
-        Case(_randn(6, 2), _randn(6, 2, seed=1), 2.0, label="two classes"),
-        Case(_randn(4, 5), _randn(4, 5, seed=1), 1.0, label="temperature 1"),
-        Case(_randn(3, 9), _randn(3, 9, seed=1), 10.0, label="a high temperature"),
-        Case(_randn(5, 1), _randn(5, 1, seed=1), 2.0, label="a single class"),
+        Case(randn(6, 2), randn(6, 2, seed=1), 2.0, label="two classes"),
+        Case(randn(4, 5), randn(4, 5, seed=1), 1.0, label="temperature 1"),
+        Case(randn(3, 9), randn(3, 9, seed=1), 10.0, label="a high temperature"),
+        Case(randn(5, 1), randn(5, 1, seed=1), 2.0, label="a single class"),
     ]
 
 

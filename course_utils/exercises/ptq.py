@@ -3,28 +3,24 @@
 import torch
 
 from course_utils.checking import Case, Exercise, Mistake, Prediction
+from course_utils.checking.cases import randn
 from course_utils.quantize import activations, affine
 from course_utils.quantize.affine import Scheme
-
-
-def _normal(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
 
 # --- absmax_scale -------------------------------------------------------------------------------------------
 
 
 def _absmax_cases():
-    with_zero_row = _normal(4, 10, seed=2)
+    with_zero_row = randn(4, 10, seed=2)
     with_zero_row[1] = 0
     return [
-        Case(_normal(3, 8), 4, label="a matrix, 4 bits"),
+        Case(randn(3, 8), 4, label="a matrix, 4 bits"),
         Case(torch.tensor([[-3.0, 1.0, 2.0], [0.5, 0.25, -0.1]]), 8, label="the largest value is negative"),
-        Case(_normal(2, 3, 16, seed=1), 3, label="rows split into groups"),
+        Case(randn(2, 3, 16, seed=1), 3, label="rows split into groups"),
         Case(with_zero_row, 2, label="a row of zeros"),
-        Case(_normal(5, 6, seed=3), 8, full_range=False, label="mirrored grid, 8 bits"),
-        Case(_normal(5, 6, seed=4), 3, False, label="mirrored grid, 3 bits"),
-        Case(_normal(9, 4, seed=5).t(), 4, label="a transposed matrix"),
+        Case(randn(5, 6, seed=3), 8, full_range=False, label="mirrored grid, 8 bits"),
+        Case(randn(5, 6, seed=4), 3, False, label="mirrored grid, 3 bits"),
+        Case(randn(9, 4, seed=5).t(), 4, label="a transposed matrix"),
     ]
 
 
@@ -78,15 +74,15 @@ ABSMAX = Exercise(
 
 
 def _zero_point_cases():
-    with_zero_row = _normal(3, 12, seed=12)
+    with_zero_row = randn(3, 12, seed=12)
     with_zero_row[0] = 0
     return [
-        Case(_normal(3, 8, seed=10), 4, label="a matrix, 4 bits"),
-        Case(_normal(3, 8, seed=11).abs() + 1, 4, label="all values positive"),
-        Case(-_normal(3, 8, seed=11).abs() - 1, 3, label="all values negative"),
+        Case(randn(3, 8, seed=10), 4, label="a matrix, 4 bits"),
+        Case(randn(3, 8, seed=11).abs() + 1, 4, label="all values positive"),
+        Case(-randn(3, 8, seed=11).abs() - 1, 3, label="all values negative"),
         Case(with_zero_row, 2, label="a row of zeros"),
-        Case(_normal(2, 4, 16, seed=13) + 0.5, 8, label="rows split into groups"),
-        Case((_normal(9, 4, seed=14) - 0.7).t(), 4, label="a transposed matrix"),
+        Case(randn(2, 4, 16, seed=13) + 0.5, 8, label="rows split into groups"),
+        Case((randn(9, 4, seed=14) - 0.7).t(), 4, label="a transposed matrix"),
     ]
 
 
@@ -161,15 +157,15 @@ def _positive_edges(weight, group):
 
 
 def _group_cases():
-    with_zeros = _positive_edges(_normal(4, 24, seed=22), 8)
+    with_zeros = _positive_edges(randn(4, 24, seed=22), 8)
     with_zeros[1, :8] = 0
     return [
-        Case(_positive_edges(_normal(3, 32, seed=20), 16), 4, 16, label="4 bits, group 16"),
-        Case(_positive_edges(_normal(6, 6, seed=21), 3), 3, 3, label="a square matrix, group 3"),
+        Case(_positive_edges(randn(3, 32, seed=20), 16), 4, 16, label="4 bits, group 16"),
+        Case(_positive_edges(randn(6, 6, seed=21), 3), 3, 3, label="a square matrix, group 3"),
         Case(with_zeros, 3, 8, label="a group of zeros"),
-        Case(_positive_edges(_normal(5, 12, seed=23), 12), 8, 12, label="one group a row"),
-        Case(_positive_edges(_normal(4, 20, seed=24), 4).t().contiguous().t(), 2, 4, label="other strides"),
-        Case(_normal(2, 30, seed=25), 4, 16, raises=ValueError, label="a group that does not fit"),
+        Case(_positive_edges(randn(5, 12, seed=23), 12), 8, 12, label="one group a row"),
+        Case(_positive_edges(randn(4, 20, seed=24), 4).t().contiguous().t(), 2, 4, label="other strides"),
+        Case(randn(2, 30, seed=25), 4, 16, raises=ValueError, label="a group that does not fit"),
     ]
 
 
@@ -220,19 +216,19 @@ GROUPS = Exercise(
 
 
 def _outlier_cases():
-    x = _normal(6, 8, seed=30)
+    x = randn(6, 8, seed=30)
     x[2, 3], x[4, 5] = 9.0, -7.5
-    batch = _normal(2, 4, 10, seed=31)
+    batch = randn(2, 4, 10, seed=31)
     batch[1, 2, 7] = -20.0
-    at_threshold = _normal(5, 6, seed=32).clamp(-3, 3)
+    at_threshold = randn(5, 6, seed=32).clamp(-3, 3)
     at_threshold[0, 1] = 6.0
     return [
-        Case(x, _normal(5, 8, seed=33), label="one large and one large negative channel"),
-        Case(batch, _normal(3, 10, seed=34), label="a batch of texts: x is [batch, tokens, in]"),
-        Case(at_threshold, _normal(6, 6, seed=35), label="a value of exactly 6.0"),
-        Case(_normal(4, 7, seed=36).clamp(-3, 3), _normal(2, 7, seed=37), label="no outlier"),
-        Case(x, _normal(8, 8, seed=38), 1.5, label="threshold 1.5"),
-        Case(x.t().contiguous().t(), _normal(9, 8, seed=39), threshold=8.0, label="other strides"),
+        Case(x, randn(5, 8, seed=33), label="one large and one large negative channel"),
+        Case(batch, randn(3, 10, seed=34), label="a batch of texts: x is [batch, tokens, in]"),
+        Case(at_threshold, randn(6, 6, seed=35), label="a value of exactly 6.0"),
+        Case(randn(4, 7, seed=36).clamp(-3, 3), randn(2, 7, seed=37), label="no outlier"),
+        Case(x, randn(8, 8, seed=38), 1.5, label="threshold 1.5"),
+        Case(x.t().contiguous().t(), randn(9, 8, seed=39), threshold=8.0, label="other strides"),
     ]
 
 
@@ -297,7 +293,7 @@ SPLIT = Exercise(
 
 
 def _smoothing_cases():
-    x, w = _normal(8, seed=40).abs() * 20 + 0.1, _normal(8, seed=41).abs() * 0.2 + 0.01
+    x, w = randn(8, seed=40).abs() * 20 + 0.1, randn(8, seed=41).abs() * 0.2 + 0.01
     dead = x.clone()
     dead[3] = 0
     no_weight = w.clone()

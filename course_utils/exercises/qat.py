@@ -7,34 +7,16 @@ import torch.nn.functional as F
 
 from course_utils import models
 from course_utils.checking import Case, Exercise, Mistake, Prediction
+from course_utils.checking.cases import gradients, randn
 from course_utils.quantize import affine, layerwise, qat
 from course_utils.quantize.affine import Scheme
-
-
-def _randn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _gradients(result, above, **inputs):
-    """What an answer computed, and the gradients that reach its inputs (zeros where none does)."""
-    if not isinstance(result, torch.Tensor):
-        return {"result": result}
-    if result.requires_grad:
-        weight = above if above.shape == result.shape else torch.ones_like(result)
-        result.backward(weight)
-    found = {
-        f"gradient of {name}": torch.zeros_like(value) if value.grad is None else value.grad
-        for name, value in inputs.items()
-    }
-    return {"result": result.detach(), **found}
-
 
 # --- straight_through -------------------------------------------------------------------------------------
 
 
 def _call_straight_through(function, steps, low, high):
     steps = steps.detach().requires_grad_()
-    return _gradients(function(steps, low, high), _randn(*steps.shape, seed=9), steps=steps)
+    return gradients(function(steps, low, high), randn(*steps.shape, seed=9), steps=steps)
 
 
 def _straight_through_cases():
@@ -43,9 +25,9 @@ def _straight_through_cases():
     return [
         Case(torch.tensor([-1.7, -0.2, 0.3, 1.2]), -8, 7, label="nothing to clip"),
         Case(edges, -8, 7, label="values inside, outside and just beyond the ends"),
-        Case(4 * _randn(6, 5).t(), -2, 1, label="2 bits, a transposed matrix"),
-        Case(10 * _randn(3, 50, seed=1), 0 - rows, 15 - rows, label="ends that differ from row to row"),
-        Case(_randn(2, 3, 4, seed=2).double(), -128, 127, label="three dimensions, float64"),
+        Case(4 * randn(6, 5).t(), -2, 1, label="2 bits, a transposed matrix"),
+        Case(10 * randn(3, 50, seed=1), 0 - rows, 15 - rows, label="ends that differ from row to row"),
+        Case(randn(2, 3, 4, seed=2).double(), -128, 127, label="three dimensions, float64"),
     ]
 
 
@@ -108,21 +90,21 @@ STRAIGHT_THROUGH = Exercise(
 def _call_linear(function, x, weight, bias, weight_scheme, activation_scheme):
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
     result = function(x, weight, bias, weight_scheme, activation_scheme)
-    above = _randn(*x.shape[:-1], len(weight), seed=9)
-    return _gradients(result, above, x=x, weight=weight)
+    above = randn(*x.shape[:-1], len(weight), seed=9)
+    return gradients(result, above, x=x, weight=weight)
 
 
 def _linear_cases():
     w4, w2, w8 = (Scheme(bits, scale_dtype=torch.float32) for bits in (4, 2, 8))
     a8, a4 = (Scheme(bits, symmetric=False, scale_dtype=torch.float32) for bits in (8, 4))
-    uneven = _randn(6, 16) * torch.tensor([0.1, 1, 1, 2, 5, 10])[:, None]
-    tokens = _randn(2, 5, 16, seed=1) * torch.tensor([1, 0.1, 3, 1, 20])[:, None]
+    uneven = randn(6, 16) * torch.tensor([0.1, 1, 1, 2, 5, 10])[:, None]
+    tokens = randn(2, 5, 16, seed=1) * torch.tensor([1, 0.1, 3, 1, 20])[:, None]
     return [
-        Case(tokens, uneven, _randn(6, seed=2), w4, a8, label="W4A8, tokens and channels of uneven size"),
+        Case(tokens, uneven, randn(6, seed=2), w4, a8, label="W4A8, tokens and channels of uneven size"),
         Case(tokens, uneven, None, w2, a8, label="W2A8, no bias"),
-        Case(_randn(7, 12, seed=3) + 1, _randn(12, 9, seed=4).t(), _randn(9, seed=5), w4, a4,
+        Case(randn(7, 12, seed=3) + 1, randn(12, 9, seed=4).t(), randn(9, seed=5), w4, a4,
              label="W4A4, a transposed weight, inputs that are mostly positive"),
-        Case(_randn(16, seed=6), uneven, _randn(6, seed=7), w8, a8, label="W8A8, a single token"),
+        Case(randn(16, seed=6), uneven, randn(6, seed=7), w8, a8, label="W8A8, a single token"),
     ]  # fmt: skip
 
 
@@ -203,17 +185,17 @@ FAKE_QUANT_LINEAR = Exercise(
 def _call_learned(function, x, scale, scheme):
     x, scale = x.detach().requires_grad_(), scale.detach().requires_grad_()
     result = function(x, scale, scheme)
-    return _gradients(result, _randn(*x.shape, seed=9), x=x, scale=scale)
+    return gradients(result, randn(*x.shape, seed=9), x=x, scale=scale)
 
 
 def _learned_cases():
     three = torch.tensor([[0.05], [0.4], [3.0]])
     w2, w3, w4 = (Scheme(bits, scale_dtype=torch.float32) for bits in (2, 3, 4))
     return [
-        Case(_randn(3, 40), three, w4, label="4 bits; too small, fitting and too large a scale"),
-        Case(_randn(3, 40, seed=1), three, w2, label="2 bits, where qmax is 1"),
-        Case(_randn(40, 3, seed=2).t(), three, w3, label="3 bits, a transposed weight"),
-        Case(_randn(2, 3, 16, seed=3), three, w4, label="groups: three dimensions, 16 values share a scale"),
+        Case(randn(3, 40), three, w4, label="4 bits; too small, fitting and too large a scale"),
+        Case(randn(3, 40, seed=1), three, w2, label="2 bits, where qmax is 1"),
+        Case(randn(40, 3, seed=2).t(), three, w3, label="3 bits, a transposed weight"),
+        Case(randn(2, 3, 16, seed=3), three, w4, label="groups: three dimensions, 16 values share a scale"),
     ]
 
 

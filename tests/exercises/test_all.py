@@ -47,6 +47,13 @@ def test_every_exercise_has_enough_planted_answers(lesson):
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
+def test_every_exercise_has_a_hint_and_likely_mistakes(lesson):
+    for name, exercise in checking.load(lesson).items():
+        assert exercise.mistakes, f"{name}: no mistake that learners are likely to make"
+        assert exercise.hint, f"{name}: no hint for when no mistake matches"
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
 def test_reasons_are_not_empty(lesson):
     for name, answers in planted(lesson)[0].items():
         for _, reason in answers:

@@ -1,6 +1,6 @@
 """Lesson formats: wrong answers are rejected for their reason, right ones written otherwise pass.
 
-A shared test (test_planted.py) walks these dictionaries; see tests/exercises/common.py for what it asserts.
+A shared test (test_all.py) walks these dictionaries; see tests/exercises/common.py for what it asserts.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """Lesson qat: wrong answers are rejected for their reason, right ones written otherwise pass.
 
-A shared test (test_planted.py) walks these dictionaries; see tests/exercises/common.py for what it asserts.
+A shared test (test_all.py) walks these dictionaries; see tests/exercises/common.py for what it asserts.
 """
 
 import math
@@ -10,21 +10,9 @@ import torch.nn.functional as F
 
 from course_utils.quantize import affine
 from course_utils.quantize.qat import fake_quantize
+from course_utils.quantize.straight_through import StraightThrough
 
 # --- straight_through -------------------------------------------------------------------------------------
-
-
-class _OwnBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, steps, low, high):
-        nearest = steps.round()
-        ctx.save_for_backward((nearest >= low) & (nearest <= high))
-        return nearest.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (inside,) = ctx.saved_tensors
-        return gradient * inside, None, None
 
 
 def _masked(steps, low, high):
@@ -146,8 +134,8 @@ WRONG = {
         (lambda s, low, high: s.round().clamp(low, high), "no gradient arrives"),
         (lambda s, low, high: s - (s - s.round()).detach(), "do not exist on the grid"),
         (lambda s, low, high: s - (s - s.round().clamp(low, high)).detach(), "also passes where"),
-        (lambda s, low, high: _OwnBackward.apply(s.clamp(low, high), low, high), "clipped before rounding"),
-        (lambda s, low, high: _OwnBackward.apply(s - 0.5, low, high), "failed in case"),
+        (lambda s, a, b: StraightThrough.apply(s.clamp(a, b), a, b), "clipped before rounding"),
+        (lambda s, low, high: StraightThrough.apply(s - 0.5, low, high), "failed in case"),
         (lambda s, low, high: (s - (s - s.floor()).detach()).clamp(low, high), "rounded down"),
         (lambda s, low, high: s.clamp(low, high), "not rounded"),
         (_gradient_doubled, "Only the path of the gradient differs"),
@@ -180,7 +168,7 @@ WRONG = {
 }
 
 RIGHT = {
-    "straight_through": [_OwnBackward.apply, _masked],
+    "straight_through": [StraightThrough.apply, _masked],
     "fake_quant_linear": [_by_hand, _by_difference],
     "learned_scale": [_paper, _two_terms],
     "predict_slope": [0, 0.0],
