@@ -25,7 +25,7 @@ from nbformat.notebooknode import from_dict
 from nbval.plugin import IPyNbCell
 
 from authoring.project import Project
-from authoring.sync import passing
+from authoring.sync import normalise, passing
 
 # A number not glued to a word before it: 26.5, -1e-3, 134,515,008, 3.2x; not the 8 of INT8.
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
@@ -134,7 +134,8 @@ def differences(reference: NotebookNode, executed: NotebookNode) -> dict[str, st
 
 def _difference(cell: NotebookNode, other: NotebookNode) -> str:
     comparison = _Comparison(cell)
-    outputs = [[_without_device(output) for output in each.outputs] for each in (other, cell)]
+    # A warning between two prints leaves two pieces of standard output: normalise joins them.
+    outputs = [[_without_device(o) for o in normalise(each.outputs, 1)] for each in (other, cell)]
     return "" if _tolerant(comparison)(*outputs) else comparison.why or "differs"
 
 

@@ -9,13 +9,15 @@ from authoring.gpu.plan import Settings
 from authoring.gpu.results import Results
 
 pytestmark = pytest.mark.slow  # every test starts kernels
+# papermill asks for the language before it puts parameters in.
+METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 
 def write(project, name, *sources):
     cells = [new_code_cell(source, id=f"cell-{n}") for n, source in enumerate(sources)]
     path = project.root / "solutions" / name
     path.parent.mkdir(exist_ok=True)
-    nbformat.write(new_notebook(cells=cells), path)
+    nbformat.write(new_notebook(cells=cells, metadata=METADATA), path)
 
 
 def run(project, step, keep_going=True, seconds=120.0, **more):
@@ -51,7 +53,7 @@ def test_lessons_are_compared_and_those_with_gpu_sizes_run_again(synced):
     path = synced.root / "solutions/90_sample.ipynb"
     sized = path.with_name("91_sized.ipynb")
     source = "n = 1 if PROFILE == 'cpu' else 2\nprint('n is', n)"
-    notebook = new_notebook(cells=[
+    notebook = new_notebook(metadata=METADATA, cells=[
         new_code_cell('PROFILE = "cpu"\nDEVICE = "cpu"', id="parameters", metadata={"tags": ["parameters"]}),
         new_code_cell(source, id="sizes", execution_count=2, outputs=[
             nbformat.v4.new_output("stream", name="stdout", text="n is 1\n")])])

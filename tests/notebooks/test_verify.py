@@ -133,6 +133,14 @@ def test_names_of_devices_count_as_equal():
     assert differences(kept, new_notebook(cells=[]))["where"] == "was not executed"
 
 
+def test_standard_output_in_pieces_is_compared_as_one():
+    pieces = [stream("a 1\n"), new_output("stream", name="stderr", text="careful\n"), stream("b 2\n")]
+    executed = cell("where", "", pieces[0])
+    executed.outputs = pieces
+    kept = cell("where", "", stream("a 1\nb 2\n"))
+    assert differences(new_notebook(cells=[kept]), new_notebook(cells=[executed])) == {"where": ""}
+
+
 @pytest.mark.slow
 def test_verify_passes_and_a_figure_off_by_more_than_the_tolerance_fails(synced, capfd):
     assert verify(synced) == 0

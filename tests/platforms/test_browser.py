@@ -16,9 +16,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from authoring.project import Project
+
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
-LESSON = "00_one_token.ipynb"
+LESSON = Project().notebook("notebooks", Project().lesson("one_token")).name
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                   "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
