@@ -39,11 +39,11 @@ def test_every_failing_cell_is_reported_and_a_lesson_that_hangs_is_a_row(unsynce
     write(unsynced, "80_fails.ipynb", "1 / 0", "print('goes on')", "raise ValueError('no luck')")
     write(unsynced, "81_hangs.ipynb", "x = 1", "import time; time.sleep(600)")
     write(unsynced, "82_dies.ipynb", "import os; os._exit(3)")
-    monkeypatch.setattr(lessons, "MOST", 15)
+    monkeypatch.setattr(lessons, "MOST", 40)
     rows = run(unsynced, lessons.measure_into, jobs=3)
     assert rows["80_fails"]["failing cells"] == [
         "cell-0: ZeroDivisionError: division by zero", "cell-2: ValueError: no luck"]
-    assert rows["81_hangs"]["error"] == "stopped after 15 s, in or after cell 'cell-1'"
+    assert rows["81_hangs"]["error"] == "stopped after 40 s, in or after cell 'cell-1'"
     assert "DeadKernelError" in rows["82_dies"]["error"]
     executed = nbformat.read(unsynced.root / "out/lessons/80_fails.ipynb", as_version=4)
     assert "goes on" in executed.cells[1].outputs[0].text
@@ -66,4 +66,4 @@ def test_lessons_are_compared_and_those_with_gpu_sizes_run_again(synced):
     path.write_text(path.read_text().replace("mean 1.250", "mean 1.290"))  # 3 %, and the tolerance is 2 %
     rows = run(synced, compare.measure_into)
     assert rows["91_sized"]["which"] == {}, "compared with the sizes of the CPU"
-    assert set(rows["90_sample"]["which"]) == {"measured", "imports"}, "one changed above, one prints PROFILE"
+    assert set(rows["90_sample"]["which"]) == {"measured"}, "the one that was changed above"
