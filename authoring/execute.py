@@ -78,11 +78,12 @@ class CourseEngine(NBClientEngine):
 
         def cell_start(cell: NotebookNode, cell_index: int | None = None, **more: Any) -> None:
             seen["cell"] = cell.id
-            if save_to:
-                nbformat.write(nb_man.nb, save_to)
             if on_cell:
                 on_cell(cell_index, len(nb_man.nb.cells), cell)
-            return start(cell, cell_index, **more)
+            started = start(cell, cell_index, **more)
+            if save_to:  # after papermill has noted that the cell was begun
+                nbformat.write(nb_man.nb, save_to)
+            return started
 
         nb_man.cell_start = cell_start
         return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
