@@ -46,7 +46,8 @@ def test_every_failing_cell_is_reported_and_a_lesson_that_hangs_is_a_row(unsynce
     assert rows["81_hangs"]["error"] == "stopped after 40 s, in or after cell 'cell-1'"
     assert "DeadKernelError" in rows["82_dies"]["error"]
     executed = nbformat.read(unsynced.root / "out/lessons/80_fails.ipynb", as_version=4)
-    assert "goes on" in executed.cells[1].outputs[0].text
+    cells = {cell.id: cell for cell in executed.cells}
+    assert "goes on" in cells["cell-1"].outputs[0].text
 
 
 def test_lessons_are_compared_and_those_with_gpu_sizes_run_again(synced):
