@@ -42,7 +42,13 @@ Entry = tuple[str, Path | bytes]  # name in the tar; a file, or what it holds
 
 
 def parse_size(text: str) -> int:
-    """Bytes in "60MB" (10^6) or "64MiB" (2^20).
+    """Read a size.
+
+    Args:
+        text: such as "60MB" (10^6 bytes) or "64MiB" (2^20).
+
+    Returns:
+        Bytes.
 
     Raises:
         ValueError: no size, or one below 1,000 bytes.
@@ -62,7 +68,15 @@ ALWAYS = {"pip", "llm-inference-course"}  # packed whatever the target has: with
 
 @dataclass(frozen=True)
 class Request:
-    """What `course bundle` was asked for. has: see `wheels.names_and_versions`; extras, without: names."""
+    """What `course bundle` was asked for.
+
+    Attributes:
+        target: the machine that is packed for.
+        has: what is there already, see `wheels.names_and_versions`.
+        extras: names of extras of pyproject.toml that are packed too.
+        without: names of packages to do without.
+        classifiers: whether the trained classifiers are packed too.
+    """
 
     target: wheels.Target
     has: dict[str, str | None]
@@ -73,7 +87,19 @@ class Request:
 
 def request(python: str | None, platform: str | None, has: Iterable[str], has_file: Path | None,
             extras: Iterable[str], without: Iterable[str], classifiers: bool) -> Request:
-    """A request from the command's options. Lists may be "a,b,c"; None stands for this machine's.
+    """A request from the command's options. Each text of a list may be "a,b,c".
+
+    Args:
+        python: the target's, as "3.12"; None for this one.
+        platform: the target's, as "manylinux_2_28_x86_64"; None for this machine's.
+        has: packages that are there in a version that will do.
+        has_file: the target's `pip freeze`.
+        extras: of pyproject.toml, to be packed too.
+        without: packages to do without.
+        classifiers: whether the trained classifiers are packed too.
+
+    Returns:
+        The request.
 
     Raises:
         ValueError: an option that does not fit.
@@ -94,6 +120,13 @@ def _split(lists: Iterable[str]) -> tuple[str, ...]:
 def requirements(project: Project, extras: Iterable[str] = ()) -> list[str]:
     """What pyproject.toml asks for, and pip: with it the target installs, and the course fetches files.
 
+    Args:
+        project: the course.
+        extras: names of extras that are wanted too.
+
+    Returns:
+        Requirements as in pyproject.toml.
+
     Raises:
         ValueError: no such extra.
     """
@@ -106,7 +139,15 @@ def requirements(project: Project, extras: Iterable[str] = ()) -> list[str]:
 
 
 def locked(project: Project, target: wheels.Target) -> dict[str, str]:
-    """The pins of requirements.lock that hold on the target, by canonical name."""
+    """The pins of requirements.lock that hold on the target.
+
+    Args:
+        project: the course.
+        target: the machine.
+
+    Returns:
+        Version by canonical name.
+    """
     path, pins = project.root / "requirements.lock", {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         requirement = Requirement(line)
@@ -116,7 +157,19 @@ def locked(project: Project, target: wheels.Target) -> dict[str, str]:
 
 
 def choose(project: Project, request: Request, workplace: Path) -> wheels.Choice:
-    """Which packages are packed. Of torch a CPU build, where pip's settings offer one; as the set-up does."""
+    """Which packages are packed. Of torch a CPU build, where pip's settings offer one; as the set-up does.
+
+    Args:
+        project: the course.
+        request: what was asked for.
+        workplace: empty folder for uv's files.
+
+    Returns:
+        The choice.
+
+    Raises:
+        CourseError: uv is missing, or nothing satisfies the requirements.
+    """
     wanted, pins = requirements(project, request.extras), locked(project, request.target)
     has = dict(request.has)
     if "torch" in has:
@@ -133,7 +186,15 @@ def choose(project: Project, request: Request, workplace: Path) -> wheels.Choice
 
 
 def course_wheel(project: Project, folder: Path) -> Path:
-    """A wheel that stands for the checkout: the `course` command and the metadata, none of the code."""
+    """Write a wheel that stands for the checkout: the `course` command and the metadata, none of the code.
+
+    Args:
+        project: the course.
+        folder: that gets the wheel.
+
+    Returns:
+        Its path.
+    """
     settings = project.settings["project"]
     lines = [f"Requires-Python: {settings['requires-python']}",
              *(f"Requires-Dist: {line}" for line in settings["dependencies"])]
@@ -147,6 +208,12 @@ def course_wheel(project: Project, folder: Path) -> Path:
 
 def course_files(project: Project) -> list[Path]:
     """The files of the checkout that git knows, as they are now.
+
+    Args:
+        project: the course.
+
+    Returns:
+        Their paths, without links.
 
     Raises:
         CourseError: the course's folder is no git checkout.
@@ -163,6 +230,15 @@ def cache_folders(classifiers: bool) -> list[Path]:
 
     The language model as the package has it, a fifth of the FP32 folder that the target makes of it.
     The texts prepared: a tenth of the package with the raw ones.
+
+    Args:
+        classifiers: whether those with the trained classifiers are wanted too.
+
+    Returns:
+        Folders of the cache.
+
+    Raises:
+        CourseError: a model or a text cannot be had.
     """
     from course_utils import data, downloads, models
 
@@ -189,17 +265,39 @@ def _entries(project: Project, found: list[Path], cached: list[Path], commit: st
 # --------------------------------------------------------------------------- parts
 
 class PartWriter(io.RawIOBase):
-    """A file to write to that becomes numbered files of at most `size` bytes; `parts` describes them."""
+    """A file to write to that becomes numbered files.
 
-    def __init__(self, folder: Path, stem: str, size: int):
+    Args:
+        folder: that gets them.
+        stem: their name before the number.
+        size: most bytes of each.
+
+    Attributes:
+        parts: name, bytes and SHA-256 of each file.
+    """
+
+    def __init__(self, folder: Path, stem: str, size: int) -> None:
         self.folder, self.stem, self.size = folder, stem, size
         self.parts: list[dict] = []
         self._file = None
 
     def writable(self) -> bool:
+        """What io asks of a file that is written to.
+
+        Returns:
+            True.
+        """
         return True
 
-    def write(self, data) -> int:
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        """Write to the last file, and begin a new one whenever it is full.
+
+        Args:
+            data: the bytes.
+
+        Returns:
+            Bytes written: all.
+        """
         data = memoryview(data)
         written = 0
         while written < len(data):
@@ -215,6 +313,7 @@ class PartWriter(io.RawIOBase):
         return written
 
     def close(self) -> None:
+        """Finish the last file."""
         if self._file is not None:
             self._finish()
         super().close()
@@ -231,7 +330,12 @@ class PartWriter(io.RawIOBase):
 
 
 def write_parts(entries: list[Entry], folder: Path, size: int) -> list[dict]:
-    """Write one tar of the entries, cut into parts, into a folder.
+    """Write one tar of the entries, cut into parts.
+
+    Args:
+        entries: what it holds, in this order.
+        folder: that gets the parts.
+        size: most bytes of a part.
 
     Returns:
         name, bytes and sha256 of each part.
@@ -264,11 +368,14 @@ def bundle(project: Project, request: Request, out: Path, part_size: int,
     """Write parts, manifest and unbundle.py into the folder `out`, which is replaced if it holds a bundle.
 
     Args:
+        project: the course.
+        request: what was asked for.
+        out: folder for the bundle.
         part_size: bytes, the most that a part may have.
         cached: folders of the cache that are packed; None for those that lessons need.
 
     Returns:
-        the manifest.
+        The manifest.
 
     Raises:
         ValueError: `out` holds something else, or an option that does not fit.
@@ -294,7 +401,8 @@ def bundle(project: Project, request: Request, out: Path, part_size: int,
     return manifest
 
 
-def _write(project, request, chosen, found, cached, folder, part_size) -> dict:
+def _write(project: Project, request: Request, chosen: wheels.Choice, found: list[Path], cached: list[Path],
+           folder: Path, part_size: int) -> dict:
     from course_utils.measure.machine import commit_of
 
     commit = commit_of(project.root)
@@ -324,7 +432,15 @@ def _unpacked(wheel: Path) -> int:
 
 
 def summary(manifest: dict, out: Path) -> str:
-    """What was packed, its size, and the commands for the target."""
+    """What was packed, its size, and the commands for the target.
+
+    Args:
+        manifest: of the bundle.
+        out: its folder.
+
+    Returns:
+        Some lines of text.
+    """
     parts = manifest["parts"]
     total = sum(part["bytes"] for part in parts)
     kinds = {kind: sum(size for name, size in manifest["content"].items() if name.startswith(f"{kind}/"))

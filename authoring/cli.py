@@ -138,14 +138,14 @@ def list_lessons(context: typer.Context) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from authoring.generate import read_lesson
+    from authoring.generate import read_title
     from authoring.sync import read_costs
 
     costs = read_costs(context.obj)
     titles = {key: part.title for part in context.obj.parts for key in part.lessons}
     table = Table("part", "number", "key", "minutes", "memory", "what you measure")
     for path in context.obj.lessons():
-        lesson = read_lesson(context.obj, path)
+        lesson = read_title(context.obj, path)
         cost = costs.get(lesson.key)
         took = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
         table.add_row(titles.get(lesson.key, ""), lesson.number, lesson.key, *took, lesson.goal)
@@ -200,11 +200,11 @@ def gpu_run(
     only: Annotated[Texts, typer.Option(metavar="STEP", help="only this step; may be repeated")] = None,
     skip: Annotated[Texts, typer.Option(metavar="STEP", help="not this step")] = None,
     limit: Annotated[Texts, typer.Option(metavar="STEP=SECONDS", help="a step's own limit")] = None,
-    lesson: Annotated[Texts, typer.Option(metavar="NN", help="only this lesson")] = None,
+    lesson: Annotated[Texts, typer.Option(metavar="LESSON", help="only this: its number or key")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="lessons at a time; above 1 their timings disturb")] = 1,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="go on after a failing cell")] = False,
     record: Annotated[bool, typer.Option("--record", help="copy the results into recorded/ too")] = False,
-):
+) -> None:
     """On a GPU machine: machine, lessons, comparison, 13B model, 2:4, KV caches, engines; each bounded."""
     from authoring.gpu.plan import Settings
     from authoring.gpu.run import gpu_run as work
@@ -237,7 +237,7 @@ def bundle(
     without: Annotated[list[str] | None, typer.Option(help="packages to do without, a,b,c")] = None,
     extras: Annotated[list[str] | None, typer.Option(help="extras of pyproject.toml, a,b,c")] = None,
     classifiers: Annotated[bool, typer.Option("--classifiers", help="pack the trained ones too")] = False,
-):
+) -> None:
     """Pack packages, models, texts and the course for a machine without a network."""
     from authoring import bundle as work
 
@@ -247,7 +247,9 @@ def bundle(
 
 
 @app.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
-def unbundle(arguments: Annotated[list[str] | None, typer.Argument(metavar="FOLDER [OPTION]...")] = None):
+def unbundle(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="FOLDER [OPTION]...")] = None,
+) -> None:
     """Set up from what `course bundle` packed, without a network; `course unbundle --help` lists options."""
     from authoring.unbundle import main as work
 

@@ -1,4 +1,7 @@
-"""`course engines`: environments of their own for libraries whose pins clash with the course's."""
+"""`course engines`: environments of their own for libraries whose pins clash with the course's.
+
+As in `authoring.cli`, a subcommand's docstring is its help text: one line.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +13,7 @@ app = typer.Typer(help="Install and call engines in environments of their own.",
 
 
 @app.command("list")
-def list_engines():
+def list_engines() -> None:
     """The engines, and which of them are installed."""
     from course_utils import engines
 
@@ -25,7 +28,7 @@ def install(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     python: Annotated[str | None, typer.Option(help="interpreter to build it with; else this one")] = None,
     again: Annotated[bool, typer.Option("--again", help="build it even if it is complete")] = False,
-):
+) -> None:
     """Build the environment of an engine; redone from the start if it was interrupted."""
     import sys
 
@@ -45,7 +48,7 @@ def run_engine(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     request: Annotated[str, typer.Argument(help="the request as JSON, or @file")],
     timeout: Annotated[float, typer.Option(help="seconds")] = 600,
-):
+) -> None:
     """Send an engine one JSON request and print its JSON answer."""
     from course_utils import engines
 

@@ -1,6 +1,7 @@
 """Generate the learner's and the solved notebook of a lesson from its source in lessons/."""
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -81,6 +82,24 @@ class Lesson:
         """What the learner measures, in a line: `goal=` of the title cell, or its second paragraph."""
         text = self.cells[0].options.get("goal") or (_paragraphs(self.cells[0].source) + [""])[1]
         return " ".join(text.split())
+
+
+def read_title(project: Project, path: Path) -> Lesson:
+    """Read no more than a lesson's title cell, without jupytext, which only authors have.
+
+    Args:
+        project: the course.
+        path: the source, a py:percent text that `read_lesson` accepts.
+
+    Returns:
+        The lesson with this one cell: enough for its number, key, title and goal.
+    """
+    first, *rest = path.read_text().partition("# %%")[2].splitlines()
+    goal = re.search(r'goal=("(?:[^"\\]|\\.)*")', first)
+    lines = [line.removeprefix("#").removeprefix(" ")
+             for line in itertools.takewhile(lambda line: not line.startswith("# %%"), rest)]
+    options = {"goal": json.loads(goal[1])} if goal else {}
+    return Lesson(project.relative(path), [Cell("title", "markdown", "\n".join(lines).strip("\n"), options)])
 
 
 def read_lesson(project: Project, path: Path) -> Lesson:

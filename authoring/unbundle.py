@@ -24,7 +24,9 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 MANIFEST = "bundle.json"
 FORMAT = 1  # of the manifest and of what lies in the tar
@@ -51,8 +53,14 @@ class BundleError(Exception):
 
 # --------------------------------------------------------------------------- looking
 
-def read_manifest(parts: Path) -> dict:
-    """The manifest of the bundle in a folder.
+def read_manifest(parts: Path) -> dict[str, Any]:
+    """Read the manifest of a bundle.
+
+    Args:
+        parts: folder of the bundle.
+
+    Returns:
+        What `course bundle` wrote.
 
     Raises:
         BundleError: there is none, it is damaged, or another version of the course wrote it.
@@ -71,8 +79,16 @@ def read_manifest(parts: Path) -> dict:
     return manifest
 
 
-def part_problems(parts: Path, manifest: dict) -> list[str]:
-    """One line for each part that is missing or damaged; empty when every part is as it was written."""
+def part_problems(parts: Path, manifest: dict[str, Any]) -> list[str]:
+    """Which parts are missing or damaged.
+
+    Args:
+        parts: folder of the bundle.
+        manifest: of the bundle.
+
+    Returns:
+        A line for each; empty when every part is as it was written.
+    """
     problems = []
     with _bar("Checking the parts", sum(part["bytes"] for part in manifest["parts"])) as advance:
         for part in manifest["parts"]:
@@ -87,8 +103,15 @@ def part_problems(parts: Path, manifest: dict) -> list[str]:
     return problems
 
 
-def machine_problems(manifest: dict) -> list[str]:
-    """One line for each thing in which this Python and this machine are not what the bundle was made for."""
+def machine_problems(manifest: dict[str, Any]) -> list[str]:
+    """In what this Python and this machine are not what the bundle was made for.
+
+    Args:
+        manifest: of the bundle.
+
+    Returns:
+        A line for each thing.
+    """
     problems = []
     found = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if found != manifest["python"]:
@@ -106,8 +129,15 @@ def machine_problems(manifest: dict) -> list[str]:
     return problems
 
 
-def package_problems(manifest: dict) -> list[str]:
-    """One line for each package that was left to the target and is not there, or is too old."""
+def package_problems(manifest: dict[str, Any]) -> list[str]:
+    """Which packages were left to the target and are not there, or are too old.
+
+    Args:
+        manifest: of the bundle.
+
+    Returns:
+        A line for each.
+    """
     problems = []
     for name, oldest in manifest["left"].items():
         try:
@@ -134,10 +164,18 @@ def _release(version: str) -> tuple[int, ...]:
 class _Joined:
     """The parts read one after the other as one file."""
 
-    def __init__(self, paths: list[Path], advance):
+    def __init__(self, paths: list[Path], advance: Callable[[int], None]) -> None:
         self._paths, self._advance, self._file = list(paths), advance, None
 
     def read(self, size: int) -> bytes:
+        """Read on.
+
+        Args:
+            size: most bytes to read, at least 1.
+
+        Returns:
+            Bytes, fewer than `size` at the end of a part; none at the end of the last one.
+        """
         while True:
             if self._file is None:
                 if not self._paths:
@@ -152,7 +190,11 @@ class _Joined:
 
 
 def unpack(parts: list[Path], folder: Path) -> None:
-    """Unpack the tar that the parts make into a folder, which must not exist.
+    """Unpack the tar that the parts make.
+
+    Args:
+        parts: their paths in order.
+        folder: to unpack into; it must not exist.
 
     Raises:
         BundleError: a name in it leads out of the folder, or it holds more than files and folders.
@@ -194,9 +236,17 @@ class Setup:
         place: folder of the virtual environment, or of the packages.
         own_environment: `place` becomes a virtual environment; else packages on top of this Python.
         cache: folder for the models and the texts; None for the course's usual one.
+
+    Attributes:
+        manifest: of the bundle.
+        done: names of the steps that are finished.
+
+    Raises:
+        BundleError: there is no manifest that can be read.
     """
 
-    def __init__(self, parts: Path, into: Path, place: Path, own_environment: bool, cache: Path | None):
+    def __init__(self, parts: Path, into: Path, place: Path, own_environment: bool,
+                 cache: Path | None) -> None:
         self.manifest = read_manifest(parts)
         self.folder, self.parts = parts, [parts / part["name"] for part in self.manifest["parts"]]
         self.into, self.place, self.own_environment, self.cache = into, place, own_environment, cache
@@ -208,7 +258,11 @@ class Setup:
         self.done: list[str] = []
 
     def find_earlier(self) -> None:
-        """Read what an earlier run has done. Raises BundleError when the folders hold something else."""
+        """Read what an earlier run has done.
+
+        Raises:
+            BundleError: the folders hold something else.
+        """
         try:
             state = json.loads(self.state_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -226,7 +280,11 @@ class Setup:
                 raise BundleError(f"{self.place} is not empty: name another folder, or remove it")
 
     def check_space(self) -> None:
-        """Raises BundleError when there is too little room for what is still to be done."""
+        """Look whether there is room for what is still to be done.
+
+        Raises:
+            BundleError: there is too little.
+        """
         needed = (self.manifest["unpacked"] * ("unpack" not in self.done)
                   + self.manifest["installed"] * ("install" not in self.done))
         folder = next(folder for folder in (self.into, *self.into.parents) if folder.exists())
@@ -236,7 +294,11 @@ class Setup:
                               "make room, or name another folder with --into")
 
     def run(self) -> None:
-        """Do what is not done yet."""
+        """Do what is not done yet.
+
+        Raises:
+            BundleError: a step failed; what is finished stays.
+        """
         for step in STEPS:
             if step not in self.done:
                 getattr(self, step)()
@@ -245,13 +307,22 @@ class Setup:
         shutil.rmtree(self.stage, ignore_errors=True)
 
     def unpack(self) -> None:
+        """Unpack the parts into the folder `stage`.
+
+        Raises:
+            BundleError: they do not make a bundle.
+        """
         self.into.mkdir(parents=True, exist_ok=True)
         (self.into / STATE).mkdir(exist_ok=True)
         self._save()
         unpack(self.parts, self.stage)
 
     def install(self) -> None:
-        """Install the wheels with the pip among them, which needs no pip on the target."""
+        """Install the wheels with the pip among them, which needs no pip on the target.
+
+        Raises:
+            BundleError: pip or venv failed.
+        """
         wheels = sorted((self.stage / "wheels").glob("*.whl"))
         pip = next(wheel for wheel in wheels if wheel.name.startswith("pip-"))
         shutil.rmtree(self.place, ignore_errors=True)
@@ -277,6 +348,7 @@ class Setup:
 
     @property
     def python(self) -> str:
+        """Path of the interpreter that runs the course."""
         return str(self.place / "bin" / "python") if self.own_environment else sys.executable
 
     def _write_path_file(self) -> None:
@@ -289,6 +361,11 @@ class Setup:
         Path(packages, "llm-inference-course.pth").write_text("\n".join(folders) + "\n", encoding="utf-8")
 
     def fill_cache(self) -> None:
+        """Put models and texts that the cache lacks into it.
+
+        Raises:
+            BundleError: the installed course cannot be asked for its cache.
+        """
         packed = self.stage / "cache"
         told = _call([self.python, "-c", _WANTED, str(packed)], **self._course_variables())
         cache, *wanted = told.splitlines()
@@ -319,6 +396,7 @@ class Setup:
         return variables
 
     def place_course(self) -> None:
+        """Move the course's files into their place and write env.sh."""
         for entry in sorted((self.stage / "course").iterdir()):
             os.replace(entry, self.into / entry.name)
         (self.into / "env.sh").write_text(self._env_script(), encoding="utf-8")
@@ -360,7 +438,7 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _sha256(path: Path, advance) -> str:
+def _sha256(path: Path, advance: Callable[[int], None]) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(BLOCK):
@@ -370,7 +448,7 @@ def _sha256(path: Path, advance) -> str:
 
 
 @contextlib.contextmanager
-def _bar(what: str, total: int):
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on a terminal, one line at the end elsewhere; yields a function that adds bytes."""
     done, shown = 0, -1
     started = time.monotonic()
@@ -460,11 +538,14 @@ def _unbundle(options: argparse.Namespace) -> None:
 
 
 def main(given: list[str] | None = None, parts: Path | None = None) -> int:
-    """Run the command; returns its exit code.
+    """Run the command.
 
     Args:
         given: arguments; None for the program's.
         parts: folder that is taken when none is named.
+
+    Returns:
+        Its exit code: 0, or 1 after an error, or 130 when it was interrupted.
     """
     try:
         _unbundle(_arguments(given, parts))

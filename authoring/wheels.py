@@ -28,7 +28,11 @@ NEVER = "sys_platform == 'never'"  # as an override: the package is left out, an
 
 @dataclass(frozen=True)
 class Target:
-    """A machine that the course is packed for: python "3.12", platform "manylinux_2_28_x86_64".
+    """A machine that the course is packed for.
+
+    Attributes:
+        python: its Python, as "3.12".
+        platform: its C library and processor, as "manylinux_2_28_x86_64".
 
     Raises:
         ValueError: another Python or platform than can be packed for.
@@ -37,7 +41,7 @@ class Target:
     python: str
     platform: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not re.fullmatch(r"3\.\d+", self.python):
             raise ValueError(f"--python must be like 3.12, is {self.python!r}.")
         if not re.fullmatch(r"manylinux_2_\d+_(x86_64|aarch64)", self.platform):
@@ -51,6 +55,7 @@ class Target:
 
     @property
     def machine(self) -> str:
+        """The processor: "x86_64" or "aarch64"."""
         return self.platform.split("_", 3)[3]
 
     @property
@@ -71,15 +76,19 @@ class Target:
 
     @property
     def uv_options(self) -> list[str]:
+        """Options of `uv pip compile` for the same."""
         return ["--only-binary=:all:", "--python-version", self.python,
                 "--python-platform", f"{self.machine}-manylinux_2_{self.glibc}"]
 
 
 def names_and_versions(lines: Iterable[str]) -> dict[str, str | None]:
-    """What a machine has, by canonical name: the version, or None where it is not known.
+    """What a machine has.
 
     Args:
         lines: of `pip freeze` or `pip list --format=freeze`, or bare names.
+
+    Returns:
+        Version by canonical name, None where it is not known.
 
     Raises:
         ValueError: a line is neither.
@@ -100,7 +109,12 @@ def names_and_versions(lines: Iterable[str]) -> dict[str, str | None]:
 
 @dataclass(frozen=True)
 class Choice:
-    """Versions by name: of what goes into the bundle, and of what is left out as the target has it."""
+    """Which packages are packed.
+
+    Attributes:
+        packed: version by name of what goes into the bundle.
+        kept: version by name of what is left out, as the target has it.
+    """
 
     packed: dict[str, str]
     kept: dict[str, str]
@@ -117,9 +131,14 @@ def choose(requirements: list[str], target: Target, lock: dict[str, str], has: d
 
     Args:
         requirements: as in pyproject.toml.
+        target: the machine.
+        lock: preferred version by canonical name.
         has: see `names_and_versions`.
         without: packages that are left out although the target may not have them.
         workplace: folder for uv's files.
+
+    Returns:
+        The choice.
 
     Raises:
         CourseError: uv is missing, or nothing satisfies the requirements.
@@ -147,8 +166,9 @@ def _same(one: str, other: str | None) -> bool:
         return one == other
 
 
-def _compile(requirements, target, preferred, never, workplace) -> dict[str, str]:
-    """uv's solution. It keeps a version that its output file names already, if that version will do."""
+def _compile(requirements: list[str], target: Target, preferred: dict[str, str], never: set[str],
+             workplace: Path) -> dict[str, str]:
+    """Let uv resolve. It keeps a version that its output file names already, if that version will do."""
     files = {"in": requirements, "override": [f"{name}; {NEVER}" for name in sorted(never)],
              "out": [f"{name}=={version}" for name, version in sorted(preferred.items())]}
     for name, lines in files.items():
@@ -167,7 +187,7 @@ def _compile(requirements, target, preferred, never, workplace) -> dict[str, str
 
 
 def _pip_settings() -> list[str]:
-    """pip's settings as options of uv, which does not read them. Further indexes are left out."""
+    """Settings of pip as options of uv, which does not read them. Further indexes are left out."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     told = subprocess.run(command, capture_output=True, text=True).stdout
     found = {}
@@ -194,8 +214,14 @@ def write_wheel(folder: Path, name: str, version: str, metadata: Iterable[str] =
     """Write a wheel for every Python and platform. The same arguments give the same bytes.
 
     Args:
+        folder: that gets the wheel.
+        name: of the package.
+        version: of the package.
         metadata: further lines of METADATA, such as "Requires-Dist: numpy>=2".
         files: text by path in the wheel; "entry_points.txt" goes where pip looks for it.
+
+    Returns:
+        Path of the wheel.
     """
     stem = f"{name.replace('-', '_')}-{version}"
     info = f"{stem}.dist-info"
@@ -215,7 +241,16 @@ def write_wheel(folder: Path, name: str, version: str, metadata: Iterable[str] =
 
 
 def download(packages: dict[str, str], target: Target, folder: Path, scratch: Path) -> list[Path]:
-    """Download one wheel for each package into a folder; returns them, sorted by name.
+    """Download one wheel for each package.
+
+    Args:
+        packages: version by name.
+        target: the machine they are for.
+        folder: that gets the wheels.
+        scratch: folder for pip's own files.
+
+    Returns:
+        The wheels, sorted by name.
 
     Raises:
         CourseError: pip could not.
@@ -238,26 +273,33 @@ def download(packages: dict[str, str], target: Target, folder: Path, scratch: Pa
 class _watch:
     """Moves a bar with the wheels that pip has in its scratch folder."""
 
-    def __init__(self, scratch: Path, bar: tqdm):
+    def __init__(self, scratch: Path, bar: tqdm) -> None:
         self._scratch, self._bar, self._end = scratch, bar, threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._thread.start()
 
-    def __exit__(self, error, *_):
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._end.set()
         self._thread.join()
         if error is None:
             self._bar.update(self._bar.total - self._bar.n)
 
-    def _run(self):
+    def _run(self) -> None:
         while not self._end.wait(0.3):
             self._bar.update(max(0, len(list(self._scratch.glob("pip-*/*.whl"))) - self._bar.n))
 
 
 def metadata(wheel: Path) -> tuple[str, str, list[Requirement]]:
-    """(canonical name, version, requirements) of a wheel."""
+    """What a wheel says of itself.
+
+    Args:
+        wheel: its path.
+
+    Returns:
+        (canonical name, version, requirements).
+    """
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
         fields = BytesParser().parsebytes(archive.read(name), headersonly=True)
@@ -266,7 +308,16 @@ def metadata(wheel: Path) -> tuple[str, str, list[Requirement]]:
 
 
 def needed_of(names: Iterable[str], wheels: list[Path], target: Target) -> dict[str, str]:
-    """Those of the names that a wheel requires, each with the oldest version that will do, or ""."""
+    """Which of some packages are required by wheels.
+
+    Args:
+        names: canonical names of the packages.
+        wheels: paths of the wheels.
+        target: the machine, for the conditions of requirements.
+
+    Returns:
+        The oldest version that will do, or "", by name of those that a wheel requires.
+    """
     names, oldest = set(names), {}
     for wheel in wheels:
         for requirement in metadata(wheel)[2]:

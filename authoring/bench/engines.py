@@ -34,7 +34,7 @@ def bench() -> list[dict]:
     return rows
 
 
-def _summary(runs):
+def _summary(runs: dict[str, list[dict]]) -> list[dict]:
     """One row for each engine out of its rows of all rounds, with decoding against BASE's."""
     rows = []
     for name, found in runs.items():

@@ -6,6 +6,7 @@ from authoring.gpu.plan import STEPS, Settings
 
 
 def main() -> None:
+    """Run the step that the program's arguments name."""
     name, settings = sys.argv[1], Settings.from_json(sys.argv[2])
     if name == "lesson":  # started by the step "lessons", for one notebook
         from authoring.gpu import lessons

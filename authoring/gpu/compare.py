@@ -6,27 +6,36 @@ perplexity on other tokens is another number. Names of devices ("cuda:0", "cpu")
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nbformat
+from nbformat import NotebookNode
 
 from authoring.gpu import lessons
 from authoring.gpu.plan import Settings
-from authoring.project import Project
+from authoring.gpu.results import Results
+from authoring.project import Project, key_of
 
 TITLE = "Executed notebooks against the stored outputs"
 
 
-def measure_into(settings: Settings, results) -> None:
-    """A row a lesson: cells compared, and the cells that leave their tolerance, with what differs."""
+def measure_into(settings: Settings, results: Results) -> None:
+    """Add a row a lesson: cells compared, and the cells that leave their tolerance, with what differs.
+
+    Args:
+        settings: of the run.
+        results: gets the rows, "lesson" is the lesson's key.
+    """
     from authoring.verify import differences
 
     end = time.monotonic() + settings.seconds
     files = Project(Path(settings.root)).notebooks("solutions", settings.lessons)
-    results.forget(lesson=[file.stem for file in files])
+    results.forget(lesson=[key_of(file) for file in files])
     own_sizes = [file for file in files
                  if has_gpu_sizes(nbformat.read(file, as_version=4)) and not settings.small]
-    results.note(run_again_with_cpu_sizes=[file.stem for file in own_sizes])
+    results.note(run_again_with_cpu_sizes=[key_of(file) for file in own_sizes])
     for file in files:
         if file not in own_sizes:
             _compare(settings, file, "lessons", results, differences)
@@ -41,29 +50,42 @@ def measure_into(settings: Settings, results) -> None:
 class _Rows:
     """Rows that nobody keeps: the notebooks are what counts."""
 
-    def __init__(self):
-        self.rows = []
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
 
-    def add(self, **row):
+    def add(self, **row: Any) -> None:
+        """Keep a row here.
+
+        Args:
+            **row: its entries.
+        """
         self.rows.append(row)
 
 
-def _compare(settings, file, folder, results, differences) -> None:
-    path = settings.folder / folder / file.name
+def _compare(settings: Settings, file: Path, folder: str, results: Results,
+             differences: Callable[[NotebookNode, NotebookNode], dict]) -> None:
+    key, path = key_of(file), settings.folder / folder / file.name
     if not path.exists():
-        results.add(lesson=file.stem, error="was not executed")
+        results.add(lesson=key, error="was not executed")
         return
     try:
         found = differences(nbformat.read(file, as_version=4), nbformat.read(path, as_version=4))
     except Exception as error:  # half a notebook
-        results.add(lesson=file.stem, error=f"{type(error).__name__}: {error}")
+        results.add(lesson=key, error=f"{type(error).__name__}: {error}")
         return
     differing = {name: why for name, why in found.items() if why}
-    results.add(lesson=file.stem, **{"cells compared": len(found), "cells that differ": len(differing),
-                                     "which": differing})
+    results.add(lesson=key, **{"cells compared": len(found), "cells that differ": len(differing),
+                               "which": differing})
 
 
-def has_gpu_sizes(notebook) -> bool:
-    """Whether a cell besides the parameters asks for PROFILE."""
+def has_gpu_sizes(notebook: NotebookNode) -> bool:
+    """Whether a lesson takes other sizes under PROFILE=gpu.
+
+    Args:
+        notebook: the lesson's.
+
+    Returns:
+        True when a code cell besides the parameters names PROFILE.
+    """
     return any("PROFILE" in cell.source for cell in notebook.cells
                if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []))

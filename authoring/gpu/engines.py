@@ -4,7 +4,8 @@ import importlib.util
 
 import torch
 
-from authoring.gpu.results import attempt
+from authoring.gpu.plan import Settings
+from authoring.gpu.results import Results, attempt
 from course_utils import data, engines, measure, models
 from course_utils.engines import environment
 from course_utils.engines.table import installed
@@ -13,13 +14,18 @@ TITLE = "Engines on this machine"
 TORCH = {"torch FP32": torch.float32, "torch BF16": torch.bfloat16, "torch FP16": torch.float16}
 
 
-def measure_into(settings, results):
-    """Rows "engine", "batch": prefill and decode, or why there are none."""
+def measure_into(settings: Settings, results: Results) -> None:
+    """Add rows "engine", "batch": prefill and decode in tokens/s, or why there are none.
+
+    Args:
+        settings: of the run.
+        results: gets the rows.
+    """
     prompt, new = (16, 4) if settings.small else (256, 32)
     results.note(**{"prompt tokens": prompt, "new tokens": new})
     for name, dtype in TORCH.items():
 
-        def with_torch(name=name, dtype=dtype):
+        def with_torch(name: str = name, dtype: torch.dtype = dtype) -> None:
             model, tokenizer = models.load_lm(dtype=dtype, device=settings.device)
             found = measure.generation_speed(model, tokenizer, prompt, new)
             results.add(engine=name, batch=1, **{"prefill (tokens/s)": found.prefill_rate,
@@ -41,7 +47,7 @@ def measure_into(settings, results):
     for name in here:
         for batch in (1, 16):
 
-            def with_engine(name=name, batch=batch):
+            def with_engine(name: str = name, batch: int = batch) -> None:
                 request = (text[:prompt], new, text[:128])
                 (row,) = engines.measure_all([name], *request, timeout=60, batch=batch)
                 results.add(**{key: value for key, value in row.items() if value not in (None, "")})
@@ -49,15 +55,26 @@ def measure_into(settings, results):
             attempt(results, {"engine": name, "batch": batch}, with_engine)
 
 
-def missing(engine):
-    """Why an engine has no figures here."""
+def missing(engine: engines.Engine) -> str:
+    """Why an engine has no figures here.
+
+    Args:
+        engine: one that is not installed.
+
+    Returns:
+        The reason, and how to install it where that can be done.
+    """
     if engine.gpu and not environment.has_gpu():
         return "there is no NVIDIA GPU"
     return f"not installed: {engine.how_to_install}"
 
 
-def onnxruntime(results):
-    """Which providers the onnxruntime in this Python has."""
+def onnxruntime(results: Results) -> None:
+    """Add a row: which providers the onnxruntime in this Python has.
+
+    Args:
+        results: gets the row.
+    """
     if importlib.util.find_spec("onnxruntime") is None:
         results.add(engine="ONNX Runtime, CUDA", note="onnxruntime is not installed")
         return

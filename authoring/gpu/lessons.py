@@ -7,51 +7,67 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any, Self
 
 import nbformat
 
 from authoring.gpu.plan import Settings
-from authoring.gpu.results import nvidia_smi
-from authoring.project import Project
+from authoring.gpu.results import Results, nvidia_smi
+from authoring.project import Project, key_of
 from authoring.sync import replace_file
 
 TITLE = "Every lesson's solution"
 MOST = 150  # seconds a lesson may take
 
 
-def measure_into(settings: Settings, results) -> None:
-    """A row a lesson: minutes, memory, exercises passed, and each cell that failed."""
+def measure_into(settings: Settings, results: Results) -> None:
+    """Add a row a lesson: minutes, memory in GB, exercises passed, and each cell that failed.
+
+    Args:
+        settings: of the run.
+        results: gets the rows, "lesson" is the lesson's key.
+    """
     results.note(jobs=settings.jobs, keep_going=settings.keep_going,
                  remark="timings side by side with other lessons" if settings.jobs > 1 else "one at a time")
     project = Project(Path(settings.root))
     profile = "cpu" if settings.small else "gpu"  # a rehearsal takes the small sizes
     files = project.notebooks("solutions", settings.lessons)
-    results.forget(lesson=[file.stem for file in files])
+    results.forget(lesson=[key_of(file) for file in files])
     run_all(settings, files, "lessons", profile, results)
 
 
-def run_all(settings: Settings, files: list[Path], folder: str, profile: str, results) -> None:
-    """Execute the notebooks into <out>/<folder>/, `settings.jobs` at a time, until the time is up."""
+def run_all(settings: Settings, files: list[Path], folder: str, profile: str, results: Any) -> None:
+    """Execute notebooks, `settings.jobs` at a time, until the step's time is up.
+
+    Args:
+        settings: of the run.
+        files: the notebooks.
+        folder: name of the folder in `settings.folder` that gets the executed ones.
+        profile: "cpu" or "gpu".
+        results: a `Results`, or what has `add` and `rows`: gets a row a lesson, in the order of the lessons.
+    """
     end = time.monotonic() + settings.seconds - 5  # so that the last row is written before the step is killed
     target = settings.folder / folder
     target.mkdir(parents=True, exist_ok=True)
+    all_files = Project(Path(settings.root)).notebooks("solutions")
+    place = {key_of(file): number for number, file in enumerate(all_files)}
     lock = threading.Lock()
 
     def one(file: Path) -> None:
         row = _bounded(settings, file, target / file.name, profile, end - time.monotonic())
         with lock:
             results.add(**row)
-            results.rows.sort(key=lambda row: row["lesson"])
+            results.rows.sort(key=lambda row: place.get(row["lesson"], len(place)))
 
     with concurrent.futures.ThreadPoolExecutor(settings.jobs) as pool:
         list(pool.map(one, files))
 
 
-def _bounded(settings, file, target, profile, left) -> dict:
+def _bounded(settings: Settings, file: Path, target: Path, profile: str, left: float) -> dict[str, Any]:
     """The row of a lesson that ran in a process of its own, or was not begun, or was killed."""
     from authoring.gpu.run import call, last_line
 
-    started = {"lesson": file.stem, "profile": profile}
+    started = {"lesson": key_of(file), "profile": profile}
     if left < 10:
         return started | {"error": "not begun: no time left"}
     for old in (target, target.with_suffix(".json")):
@@ -87,7 +103,14 @@ def _where(target: Path) -> str:
 
 
 def run_one(settings: Settings, file: str, profile: str, to: str) -> None:
-    """In the lesson's own process: execute, keep the notebook, and write the row beside it."""
+    """In the lesson's own process: execute, keep the notebook, and write the row beside it.
+
+    Args:
+        settings: of the run.
+        file: path of the notebook.
+        profile: "cpu" or "gpu".
+        to: path of the executed notebook; the row gets the same name with the ending .json.
+    """
     from authoring.execute import errors, execute
     from authoring.run import exercise_statuses
 
@@ -108,21 +131,26 @@ def run_one(settings: Settings, file: str, profile: str, to: str) -> None:
 
 
 class GpuMemory:
-    """Most memory in use on the whole GPU inside the block, as nvidia-smi says; 0 without one."""
+    """Most memory in use on the whole GPU inside the block, as nvidia-smi says.
 
-    interval = 0.5  # seconds
+    Attributes:
+        peak: bytes; 0 without a GPU.
+        interval: seconds from one look to the next.
+    """
 
-    def __enter__(self):
+    interval = 0.5
+
+    def __enter__(self) -> Self:
         self.peak, self._stop = 0, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
 
-    def _watch(self):
+    def _watch(self) -> None:
         while not self._stop.wait(self.interval):
             used = nvidia_smi("memory.used")  # MiB
             if not used or not used[0].isdigit():

@@ -5,7 +5,8 @@ from importlib import metadata
 
 import torch
 
-from authoring.gpu.results import attempt, nvidia_smi
+from authoring.gpu.plan import Settings
+from authoring.gpu.results import Results, attempt, nvidia_smi
 from course_utils import measure
 
 TITLE = "The machine: memory bandwidth, matrix products, packages"
@@ -14,8 +15,16 @@ PACKAGES = ("torch", "transformers", "numpy", "bitsandbytes", "accelerate", "onn
             "optimum", "mergekit", "torch_pruning", "vllm", "tensorrt", "jupyterlab", "jupytext", "nbgrader")
 
 
-def measure_into(settings, results):
-    """Add rows "what", "value", "unit"; the card and the packages stand beside them."""
+def measure_into(settings: Settings, results: Results) -> None:
+    """Add rows "what", "value", "unit"; the card and the packages stand beside them.
+
+    Args:
+        settings: of the run.
+        results: gets the rows.
+
+    Raises:
+        RuntimeError: torch finds no GPU, and this is no rehearsal.
+    """
     results.note(card=str(measure.machine_card()).splitlines(), packages=packages())
     if settings.device != "cpu" and not torch.cuda.is_available():
         raise RuntimeError(f"torch {torch.__version__} finds no CUDA GPU")
@@ -23,7 +32,7 @@ def measure_into(settings, results):
     results.note(nvidia_smi=dict(zip(names.split(","), nvidia_smi(names), strict=False)))
     device = settings.device
 
-    def bandwidth():
+    def bandwidth() -> None:
         found = measure.bandwidth(device, nbytes=2**26 if settings.small else None)
         results.add(what="memory, reading", value=found.read / 1e9, unit="GB/s")
         results.add(what="memory, copying", value=found.copy / 1e9, unit="GB/s")
@@ -32,7 +41,7 @@ def measure_into(settings, results):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         what = f"matrix product, {str(dtype).removeprefix('torch.')}"
 
-        def product(dtype=dtype, what=what):
+        def product(dtype: torch.dtype = dtype, what: str = what) -> None:
             found = measure.matmul_speed(device, dtype, n=256 if settings.small else None)
             results.add(what=what, value=found.flops / 1e12, unit="TFLOP/s", n=found.n)
 
@@ -40,7 +49,11 @@ def measure_into(settings, results):
 
 
 def packages() -> dict[str, str]:
-    """Version of each package that a lesson or a step may want; "missing" where it is not there."""
+    """Which packages that a lesson or a step may want are here.
+
+    Returns:
+        Name -> version, "there" where a module has none, or "missing".
+    """
     found = {}
     for name in PACKAGES:
         try:

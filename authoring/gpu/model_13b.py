@@ -6,11 +6,14 @@ bandwidth. A precision that does not fit is a row that says so.
 """
 
 import time
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, StaticCache
 
-from authoring.gpu.results import attempt, first_line, free, peak_gb
+from authoring.gpu import graphs
+from authoring.gpu.plan import Settings
+from authoring.gpu.results import Results, attempt, first_line, free, peak_gb
 from course_utils import measure
 
 TITLE = "LLaMA-13B's shape with random weights, by precision"
@@ -27,8 +30,13 @@ PROMPT_TOKENS, NEW_TOKENS = 512, 16
 PREFILL_SECONDS = 1.5  # repeats of a prefill end after so long: FP32 at batch 16 takes seconds
 
 
-def measure_into(settings, results):
-    """Rows "format", "batch": bytes, prefill and decode, each beside its limit."""
+def measure_into(settings: Settings, results: Results) -> None:
+    """Add rows "format", "batch": bytes, prefill and decode, each beside its limit.
+
+    Args:
+        settings: of the run.
+        results: gets the rows.
+    """
     shape, device = ("tiny" if settings.small else "13b"), settings.device
     prompt, new = (8, 2) if settings.small else (PROMPT_TOKENS, NEW_TOKENS)
     bandwidth = measure.bandwidth(device, nbytes=2**26 if settings.small else None).read
@@ -42,8 +50,20 @@ def measure_into(settings, results):
                 lambda name=name: add_rows(results, shape, name, device, bandwidth, matmul, prompt, new))
 
 
-def add_rows(results, shape, name, device, bandwidth, matmul, prompt, new):
-    """One row a batch size. A batch that does not fit is a row with its error."""
+def add_rows(results: Results, shape: str, name: str, device: str, bandwidth: float,
+             matmul: dict[torch.dtype, float], prompt: int, new: int) -> None:
+    """Add one row a batch size. A batch that does not fit is a row with its error.
+
+    Args:
+        results: gets the rows.
+        shape: a key of SHAPES.
+        name: a key of FORMATS.
+        device: "cuda" or "cpu".
+        bandwidth: measured, of reading memory, in bytes/s.
+        matmul: measured speed of matrix products by dtype, in FLOP/s.
+        prompt: tokens of each prompt.
+        new: decode steps that are timed.
+    """
     started = time.perf_counter()
     model = build(shape, name, device)
     measure.synchronize()
@@ -70,11 +90,32 @@ def add_rows(results, shape, name, device, bandwidth, matmul, prompt, new):
         results.add(**row)
     if device == "cpu":
         return
-    for row in [row for row in results.rows if row["format"] == name and "error" not in row]:
-        free()  # last, because a capture that fails may take CUDA along; the rows above are kept
+    rows = [row for row in results.rows if row["format"] == name and "error" not in row]
+    if name.startswith("INT8"):
+        for row in rows:
+            row["no CUDA graph because"] = "its search for outliers waits for the GPU"
+        results.write()
+    else:
+        add_graph_steps(results, rows, model, device, prompt, new)
+
+
+def add_graph_steps(results: Results, rows: list[dict[str, Any]], model: PreTrainedModel, device: str,
+                    prompt: int, new: int) -> None:
+    """Add to rows the time of a decode step as a CUDA graph, or why there is none.
+
+    Called last for a model, because a capture that fails may take CUDA along; all other figures are kept.
+
+    Args:
+        results: has the rows.
+        rows: each with its "batch".
+        model: the model.
+        device: "cuda".
+        prompt: tokens of each prompt.
+        new: decode steps that are timed.
+    """
+    for row in rows:
+        free()
         try:
-            if name.startswith("INT8"):
-                raise NotImplementedError("its search for outliers waits for the GPU")
             seconds = graph_step(model, row["batch"], device, prompt, new)
             row["decode step as a CUDA graph (ms)"] = 1e3 * seconds
         except Exception as error:
@@ -85,10 +126,18 @@ def add_rows(results, shape, name, device, bandwidth, matmul, prompt, new):
 # ---- the model -------------------------------------------------------------------------------------------
 
 
-def build(shape, name, device):
+def build(shape: str, name: str, device: str) -> LlamaForCausalLM:
     """A Llama with random weights on the device, its blocks' linear layers in the named format.
 
     Nothing passes through the CPU. A quantized model begins in 16 bits and is rounded block by block.
+
+    Args:
+        shape: a key of SHAPES.
+        name: a key of FORMATS.
+        device: "cuda" or "cpu".
+
+    Returns:
+        The model, for inference.
     """
     dtype = FORMATS[name]
     before = torch.get_default_dtype()
@@ -108,8 +157,17 @@ def build(shape, name, device):
     return model
 
 
-def quantized_linear(linear, name, dtype):
-    """The bitsandbytes layer that stands for a torch.nn.Linear, quantized on the linear's device."""
+def quantized_linear(linear: torch.nn.Linear, name: str, dtype: torch.dtype) -> torch.nn.Module:
+    """The bitsandbytes layer that stands for a torch.nn.Linear, quantized on the linear's device.
+
+    Args:
+        linear: the layer, 16-bit float weight [outputs, inputs], without bias.
+        name: a key of FORMATS that names bitsandbytes.
+        dtype: that NF4 computes in, torch.bfloat16 or torch.float16.
+
+    Returns:
+        Linear8bitLt or Linear4bit.
+    """
     import bitsandbytes as bnb
 
     weight = linear.weight.data
@@ -129,15 +187,31 @@ def quantized_linear(linear, name, dtype):
     return layer
 
 
-def linear_weights(config):
-    """Weights of the blocks' linear layers: each does a multiplication and an addition for each token."""
+def linear_weights(config: PreTrainedConfig) -> int:
+    """Weights of the blocks' linear layers: each does a multiplication and an addition for each token.
+
+    Args:
+        config: of a Llama.
+
+    Returns:
+        Their number.
+    """
     width, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
     block = 2 * width * width + 2 * width * kv + 3 * width * config.intermediate_size
     return config.num_hidden_layers * block
 
 
-def kv_bytes(config, dtype, tokens):
-    """Bytes of keys and values that one decode step reads: 2 x layers x width x bytes x tokens."""
+def kv_bytes(config: PreTrainedConfig, dtype: torch.dtype, tokens: int) -> int:
+    """Keys and values that one decode step reads: 2 x layers x width x bytes x tokens.
+
+    Args:
+        config: of a Llama.
+        dtype: of the cache.
+        tokens: in the cache.
+
+    Returns:
+        Bytes for one sequence.
+    """
     width = config.num_key_value_heads * config.head_dim
     return 2 * config.num_hidden_layers * width * dtype.itemsize * tokens
 
@@ -146,15 +220,27 @@ def kv_bytes(config, dtype, tokens):
 
 
 @torch.inference_mode()
-def phases(model, batch, device, prompt_tokens, new_tokens):
-    """(Latency of prefill, Latency of one decode step) for a batch of equal prompts."""
+def phases(model: PreTrainedModel, batch: int, device: str, prompt_tokens: int,
+           new_tokens: int) -> tuple[measure.Latency, measure.Latency]:
+    """Time prefill and decode of a batch of random prompts of equal length.
+
+    Args:
+        model: the model.
+        batch: sequences.
+        device: the model's.
+        prompt_tokens: of each.
+        new_tokens: decode steps that are timed.
+
+    Returns:
+        (of prefill, of one decode step), in seconds.
+    """
     prompt = torch.randint(0, model.config.vocab_size, (batch, prompt_tokens), device=device)
     first = measure.latency(lambda: model(prompt, logits_to_keep=1, use_cache=False), warmup=0, repeats=1)
     repeats = max(1, min(5, int(PREFILL_SECONDS / first.median)))
     prefill = measure.latency(lambda: model(prompt, logits_to_keep=1), warmup=0, repeats=repeats)
     state = model(prompt, use_cache=True, logits_to_keep=1)
 
-    def step():
+    def step() -> None:
         nonlocal state
         token = state.logits[:, -1:].argmax(-1)
         state = model(token, past_key_values=state.past_key_values, use_cache=True, logits_to_keep=1)
@@ -163,23 +249,29 @@ def phases(model, batch, device, prompt_tokens, new_tokens):
 
 
 @torch.inference_mode()
-def graph_step(model, batch, device, prompt_tokens, new_tokens):
-    """Seconds of a decode step that is replayed as one CUDA graph, without Python between its kernels."""
+def graph_step(model: PreTrainedModel, batch: int, device: str, prompt_tokens: int, new_tokens: int) -> float:
+    """Time a decode step that is replayed as one CUDA graph, without Python between its kernels.
+
+    It needs a cache whose shapes and position stay in place on the GPU: transformers' StaticCache. Our own
+    static layer counts its tokens in Python and returns the filled part, so its steps differ in shape.
+
+    Args:
+        model: the model.
+        batch: sequences.
+        device: "cuda".
+        prompt_tokens: of each.
+        new_tokens: replays that are timed.
+
+    Returns:
+        Seconds, the median.
+
+    Raises:
+        RuntimeError: something in the step cannot be recorded.
+    """
     cache = StaticCache(config=model.config, max_cache_len=prompt_tokens + 2 * new_tokens + 16)
     prompt = torch.randint(0, model.config.vocab_size, (batch, prompt_tokens), device=device)
     model(prompt, past_key_values=cache, logits_to_keep=1)
     token = prompt[:, :1].clone()
 
-    def step():
-        model(token, past_key_values=cache, logits_to_keep=1)
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    graph = graphs.record(lambda: model(token, past_key_values=cache, logits_to_keep=1))
     return measure.latency(graph.replay, warmup=2, repeats=new_tokens).median

@@ -2,20 +2,32 @@
 
 import importlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 
 @dataclass(frozen=True)
 class Step:
-    """`record` is the name of its file in recorded/; `seconds` the most it may take, however much is left."""
+    """One step of a run.
+
+    Attributes:
+        module: its name in this package.
+        record: name of its file in recorded/, without ".json".
+        seconds: the most it may take, however much is left.
+    """
 
     module: str
     record: str
     seconds: int
 
-    def load(self):
-        """The step's module."""
+    def load(self) -> ModuleType:
+        """Import the step's module.
+
+        Returns:
+            The module, with TITLE and measure_into.
+        """
         return importlib.import_module(f"authoring.gpu.{self.module}")
 
 
@@ -34,9 +46,15 @@ STEPS = {
 class Settings:
     """What a step is told.
 
-    out: folder of this run. device: "cuda", or "cpu" to rehearse. small: tiny shapes, to rehearse.
-    jobs: lessons at a time. keep_going: lessons go on after a failing cell. lessons: their numbers, () for
-    all. seconds: this step's limit. root: the repository.
+    Attributes:
+        out: folder of this run.
+        root: folder of the repository.
+        device: "cuda", or "cpu" to rehearse.
+        small: tiny shapes, to rehearse.
+        jobs: lessons at a time.
+        keep_going: lessons go on after a failing cell.
+        lessons: which ones, by number or key ("04", "gptq"); () for all.
+        seconds: this step's limit.
     """
 
     out: str
@@ -50,6 +68,7 @@ class Settings:
 
     @property
     def folder(self) -> Path:
+        """Folder of this run."""
         return Path(self.out)
 
     @property
@@ -58,16 +77,40 @@ class Settings:
         return self.folder / "recorded"
 
     def to_json(self) -> str:
+        """Text of the settings, for the argument of another process.
+
+        Returns:
+            JSON that `from_json` reads.
+        """
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Settings":
+        """Read what `to_json` wrote.
+
+        Args:
+            text: the JSON.
+
+        Returns:
+            The settings.
+        """
         values = json.loads(text)
         return cls(**values | {"lessons": tuple(values["lessons"])})
 
 
-def chosen(only=(), skip=()) -> list[str]:
-    """Names of the steps to run, in order. Raises ValueError for an unknown name."""
+def chosen(only: Iterable[str] = (), skip: Iterable[str] = ()) -> list[str]:
+    """Which steps to run.
+
+    Args:
+        only: names of steps; all when empty.
+        skip: names of steps that are left out.
+
+    Returns:
+        Names in the order of the plan.
+
+    Raises:
+        ValueError: there is no such step.
+    """
     for name in (*only, *skip):
         if name not in STEPS:
             raise ValueError(f"no step {name!r}: there are {', '.join(STEPS)}.")

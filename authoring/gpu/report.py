@@ -1,26 +1,48 @@
 """The report of a GPU run: report.json for programs, report.md for people. Written anew after each step."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from authoring.gpu.plan import STEPS
 from authoring.sync import replace_file
 
 
-def read(folder: Path) -> list[dict]:
-    """The lines of an earlier run into this folder; [] when there was none."""
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The lines of an earlier run.
+
+    Args:
+        folder: that it wrote into.
+
+    Returns:
+        A line a step, as `run.gpu_run` returns them; [] when there was none.
+    """
     path = folder / "report.json"
     return json.loads(path.read_text())["steps"] if path.exists() else []
 
 
-def write(folder: Path, lines: list[dict]) -> None:
-    """Write both files from the steps' lines and from their result files."""
+def write(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """Write both files from the steps' lines and from their result files.
+
+    Args:
+        folder: of the run.
+        lines: a line a step.
+    """
     replace_file(folder / "report.json", json.dumps({"steps": lines}, indent=1) + "\n")
     replace_file(folder / "report.md", text(folder, lines))
 
 
-def text(folder: Path, lines: list[dict]) -> str:
-    """The report as Markdown: what became of each step, then the rows of each."""
+def text(folder: Path, lines: list[dict[str, Any]]) -> str:
+    """The report: what became of each step, then the rows of each.
+
+    Args:
+        folder: of the run.
+        lines: a line a step.
+
+    Returns:
+        Markdown.
+    """
     from course_utils import records
 
     overview = [{"step": line["step"], "state": line["state"], "seconds": line["seconds"],
@@ -40,14 +62,22 @@ def text(folder: Path, lines: list[dict]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def table(rows: list[dict], columns=None) -> str:
-    """Rows as a Markdown table, "" when there are none."""
+def table(rows: list[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows as a Markdown table.
+
+    Args:
+        rows: value by column.
+        columns: their order; that of the rows' entries when left out.
+
+    Returns:
+        Markdown, "" when there are no rows.
+    """
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     lines = [columns, ["---"] * len(columns), *([_cell(row.get(c)) for c in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else ""
 
 
-def _cell(value) -> str:
+def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):

@@ -5,20 +5,28 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 class Results:
     """The results of one step.
 
     Args:
-        folder: where `<name>.json` is written. A file that is there already is gone on with: a step that had
-            to start anew (see `attempt`) does not measure twice.
+        folder: where the file is written. A file that is there already is gone on with: a step that had to
+            start anew (see `attempt`) does not measure twice.
+        name: of the file, without ".json".
         versions: provenance besides the machine card, such as {"driver": "580.1"}.
-        more: what stands beside the rows, such as title="...".
+        **more: what stands beside the rows, such as title="...".
+
+    Attributes:
+        rows: the rows so far.
+        more: what stands beside them.
     """
 
-    def __init__(self, folder, name, versions=None, **more):
+    def __init__(self, folder: str | Path, name: str, versions: dict[str, str] | None = None,
+                 **more: Any) -> None:
         self.folder, self.name, self.versions = Path(folder), name, versions or {}
         path = self.folder / f"{name}.json"
         kept = json.loads(path.read_text())["results"] if path.exists() else {}
@@ -27,27 +35,47 @@ class Results:
         self.more = kept | more
         self.write()
 
-    def add(self, **row) -> None:
-        """Keep a row, and show it in the log."""
+    def add(self, **row: Any) -> None:
+        """Keep a row, and show it in the log.
+
+        Args:
+            **row: its entries; the unit stands in the name, as "time (ms)".
+        """
         self.rows.append(row)
         self.write()
         print(" | ".join(f"{key} {_short(value)}" for key, value in row.items()), flush=True)
 
-    def forget(self, **values) -> None:
-        """Drop the rows whose entries are among the values: lesson=["00_one_token"]."""
+    def forget(self, **values: list[Any]) -> None:
+        """Drop rows.
+
+        Args:
+            **values: what their entries are among: lesson=["one_token"].
+        """
         self.rows = [row for row in self.rows
                      if not all(row.get(key) in among for key, among in values.items())]
 
-    def note(self, **more) -> None:
-        """Keep something beside the rows."""
+    def note(self, **more: Any) -> None:
+        """Keep something beside the rows.
+
+        Args:
+            **more: value by name.
+        """
         self.more |= more
         self.write()
 
-    def has(self, **keys) -> bool:
-        """Whether there is a row with these entries."""
+    def has(self, **keys: Any) -> bool:
+        """Whether there is such a row.
+
+        Args:
+            **keys: entries that it has.
+
+        Returns:
+            True when there is one.
+        """
         return any(keys.items() <= row.items() for row in self.rows)
 
     def write(self) -> None:
+        """Write the file, aside first."""
         from course_utils import records
 
         columns = list(dict.fromkeys(key for row in self.rows for key in row))  # a record sorts its keys
@@ -55,15 +83,20 @@ class Results:
         records.save(self.name, results, folder=self.folder, **self.versions)
 
 
-def _short(value):
+def _short(value: Any) -> Any:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
-def attempt(results: Results, keys: dict, work) -> None:
-    """Call work() for the rows with these entries, unless there is one; an error becomes a row.
+def attempt(results: Results, keys: dict[str, Any], work: Callable[[], object]) -> None:
+    """Do the work for some rows, unless there is one already; an error becomes a row.
 
     Some errors leave CUDA unusable in the process. Then the step's program starts anew, in the same process,
     and goes on with what has no row yet.
+
+    Args:
+        results: gets the rows.
+        keys: entries of the rows.
+        work: adds them.
     """
     if results.has(**keys):
         return
@@ -80,7 +113,14 @@ def attempt(results: Results, keys: dict, work) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The kind of an error, and the first line of its text."""
+    """An error in a line.
+
+    Args:
+        error: any.
+
+    Returns:
+        Its kind, and the first line of its text.
+    """
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no text'}"
 
@@ -99,14 +139,22 @@ def free() -> None:
 
 
 def peak_gb() -> float | None:
-    """Most that torch held on the GPU since `free`, in GB; None without a GPU."""
+    """Most that torch held on the GPU since `free`.
+
+    Returns:
+        GB (10^9 bytes); None without a GPU.
+    """
     import torch
 
     return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
 
 
 def cuda_works() -> bool:
-    """False when an earlier error has left this process's CUDA unusable. True without a GPU."""
+    """Whether CUDA can still be used in this process.
+
+    Returns:
+        False when an earlier error has made it unusable; True without a GPU.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -118,8 +166,12 @@ def cuda_works() -> bool:
     return True
 
 
-def versions() -> dict:
-    """Provenance that matters on a GPU: CUDA as torch was built, driver, and libraries."""
+def versions() -> dict[str, str]:
+    """Provenance that matters on a GPU: CUDA as torch was built, driver, and libraries.
+
+    Returns:
+        Version by name, "" for what is not there.
+    """
     from importlib import metadata
 
     import torch
@@ -134,12 +186,23 @@ def versions() -> dict:
 
 
 def driver_version() -> str:
-    """Version of the NVIDIA driver, "" without one."""
+    """Version of the NVIDIA driver.
+
+    Returns:
+        Such as "580.159.04"; "" without one.
+    """
     return (nvidia_smi("driver_version") or [""])[0]
 
 
 def nvidia_smi(fields: str) -> list[str]:
-    """What nvidia-smi says of the first GPU, one text a field; [] without one."""
+    """Ask nvidia-smi about the first GPU.
+
+    Args:
+        fields: names, as "name,memory.total"; `nvidia-smi --help-query-gpu` lists them with their units.
+
+    Returns:
+        A text a field; [] without a GPU.
+    """
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,19 +20,25 @@ BY_LESSON = ("lessons", "compare")  # steps whose rows are lessons
 LEAST = 10  # seconds: with less time left a step is not begun
 
 
-def gpu_run(settings: Settings, *, minutes: float, only=(), skip=(), limits=None, record=False,
-            say=print) -> list[dict]:
-    """Run the steps; returns a line for each, as report.json has it. No step's failure ends the run.
+def gpu_run(settings: Settings, *, minutes: float, only: Iterable[str] = (), skip: Iterable[str] = (),
+            limits: dict[str, float] | None = None, record: bool = False,
+            say: Callable[[str], object] = print) -> list[dict[str, Any]]:
+    """Run the steps. No step's failure ends the run.
 
     Args:
         settings: out, device and so on; `seconds` is set for each step.
         minutes: for all steps together.
-        only, skip: names of steps.
+        only: names of steps; all when empty.
+        skip: names of steps that are left out.
         limits: seconds of single steps, by name, instead of those of the plan.
         record: copy each result file into recorded/ of the repository as well.
         say: called with a line of text when a step begins and ends.
 
-    Raises ValueError for an unknown step, or when rehearsal results would be recorded.
+    Returns:
+        A line a step, as report.json has it: "step", "state", "seconds", "limit", "error" where it failed.
+
+    Raises:
+        ValueError: an unknown step, or results of a rehearsal would be recorded.
     """
     limits = limits or {}
     names = chosen(only, skip)
@@ -59,8 +67,17 @@ def gpu_run(settings: Settings, *, minutes: float, only=(), skip=(), limits=None
     return lines
 
 
-def run_step(name: str, settings: Settings, limit: float) -> dict:
-    """Run one step as a process of its own and kill it, with all that it started, at its limit."""
+def run_step(name: str, settings: Settings, limit: float) -> dict[str, Any]:
+    """Run one step as a process of its own and kill it, with all that it started, at its limit.
+
+    Args:
+        name: of the step.
+        settings: of the run.
+        limit: seconds.
+
+    Returns:
+        Its line of the report.
+    """
     settings.records.mkdir(parents=True, exist_ok=True)
     logs = settings.folder / "logs"
     logs.mkdir(exist_ok=True)
@@ -80,8 +97,20 @@ def run_step(name: str, settings: Settings, limit: float) -> dict:
     return line
 
 
-def call(command: list[str], log: Path, limit: float, root, environment=None) -> int | None:
-    """Exit code of a command whose output goes to `log`; None when it was killed after `limit` seconds."""
+def call(command: list[str], log: Path, limit: float, root: str | Path,
+         environment: dict[str, str] | None = None) -> int | None:
+    """Run a command and kill it, with all that it started, at its limit.
+
+    Args:
+        command: program and arguments.
+        log: file that gets its output.
+        limit: seconds.
+        root: folder it runs in, and finds our modules in.
+        environment: environment variables besides this process's.
+
+    Returns:
+        Its exit code; None when it was killed.
+    """
     paths = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
     variables = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"} | (environment or {})
     with open(log, "w") as output:
@@ -96,7 +125,11 @@ def call(command: list[str], log: Path, limit: float, root, environment=None) ->
 
 
 def kill(process: subprocess.Popen) -> None:
-    """End a process, its group, and what it started in groups of their own (Jupyter's kernels)."""
+    """End a process, its group, and what it started in groups of their own (Jupyter's kernels).
+
+    Args:
+        process: one that leads a group.
+    """
     started = []
     with contextlib.suppress(psutil.Error):
         started = psutil.Process(process.pid).children(recursive=True)
@@ -112,6 +145,13 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log with something in it: of a traceback, the error."""
+    """The last line of a log with something in it: of a traceback, the error.
+
+    Args:
+        log: the file.
+
+    Returns:
+        The line, at most 300 characters; "" when there is none.
+    """
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""

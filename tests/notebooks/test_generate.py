@@ -10,7 +10,7 @@ from nbgrader.nbgraderformat import MetadataValidator
 from nbgrader.preprocessors import ClearSolutions
 
 from authoring import generate, library
-from authoring.project import LessonError
+from authoring.project import LessonError, Project
 
 LESSON = "lessons/90_sample.py"
 
@@ -23,6 +23,27 @@ def cells(project, kind, costs=None):
 def generated_text(project, kind):
     lesson = generate.read_lesson(project, project.root / LESSON)
     return generate.to_text(generate.make_notebook(project, lesson, kind, {}))
+
+
+def test_the_title_cell_is_read_as_jupytext_reads_it(unsynced):
+    for project in (unsynced, Project()):
+        for path in project.lessons():
+            title, lesson = generate.read_title(project, path), generate.read_lesson(project, path)
+            assert title.cells == lesson.cells[:1] and title.goal == lesson.goal != ""
+
+
+def test_lessons_are_listed_without_what_only_authors_have():
+    script = (
+        "import sys\n"
+        "sys.modules |= dict.fromkeys(['jupytext', 'nbgrader', 'pytest'])\n"
+        "sys.argv = ['course', 'list']\n"
+        "from authoring.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          env=os.environ | {"COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    assert all(generate.read_title(Project(), path).goal in done.stdout for path in Project().lessons())
 
 
 @pytest.mark.parametrize("kind", ["notebooks", "solutions"])

@@ -41,10 +41,11 @@ def test_every_failing_cell_is_reported_and_a_lesson_that_hangs_is_a_row(unsynce
     write(unsynced, "82_dies.ipynb", "import os; os._exit(3)")
     monkeypatch.setattr(lessons, "MOST", 40)
     rows = run(unsynced, lessons.measure_into, jobs=3)
-    assert rows["80_fails"]["failing cells"] == [
+    assert [*rows] == ["fails", "hangs", "dies"], "in the order of their numbers, by key"
+    assert rows["fails"]["failing cells"] == [
         "cell-0: ZeroDivisionError: division by zero", "cell-2: ValueError: no luck"]
-    assert rows["81_hangs"]["error"] == "stopped after 40 s, in or after cell 'cell-1'"
-    assert "DeadKernelError" in rows["82_dies"]["error"]
+    assert rows["hangs"]["error"] == "stopped after 40 s, in or after cell 'cell-1'"
+    assert "DeadKernelError" in rows["dies"]["error"]
     executed = nbformat.read(unsynced.root / "out/lessons/80_fails.ipynb", as_version=4)
     cells = {cell.id: cell for cell in executed.cells}
     assert "goes on" in cells["cell-1"].outputs[0].text
@@ -60,11 +61,12 @@ def test_lessons_are_compared_and_those_with_gpu_sizes_run_again(synced):
             nbformat.v4.new_output("stream", name="stdout", text="n is 1\n")])])
     nbformat.write(notebook, sized)
     rows = run(synced, lessons.measure_into)
-    assert rows["90_sample"]["exercises passed"] == rows["90_sample"]["exercises"] == 4
-    assert rows["90_sample"]["failing cells"] == [] and rows["90_sample"]["minutes"] > 0
+    assert [*rows] == ["sample", "sized"]
+    assert rows["sample"]["exercises passed"] == rows["sample"]["exercises"] == 4
+    assert rows["sample"]["failing cells"] == [] and rows["sample"]["minutes"] > 0
     executed = nbformat.read(synced.root / "out/lessons/91_sized.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text == "n is 2\n"
     path.write_text(path.read_text().replace("mean 1.250", "mean 1.290"))  # 3 %, and the tolerance is 2 %
     rows = run(synced, compare.measure_into)
-    assert rows["91_sized"]["which"] == {}, "compared with the sizes of the CPU"
-    assert set(rows["90_sample"]["which"]) == {"measured"}, "the one that was changed above"
+    assert rows["sized"]["which"] == {}, "compared with the sizes of the CPU"
+    assert set(rows["sample"]["which"]) == {"measured"}, "the one that was changed above"
