@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from course_utils import measure
+from course_utils import measure, threads
 
 # Beside the package in a checkout; installed beside it by pip.
 FOLDER = Path(__file__).resolve().parent.parent / "recorded"
@@ -26,7 +26,8 @@ def save(name, results, **more):
     `more` is added to the provenance, for example versions=... or driver=...
     """
     FOLDER.mkdir(exist_ok=True)
-    record = {"provenance": asdict(measure.machine_card()) | more, "results": results}
+    provenance = asdict(measure.machine_card()) | {"waiting": threads.in_force()} | more
+    record = {"provenance": provenance, "results": results}
     path = FOLDER / f"{name}.json"
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     aside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

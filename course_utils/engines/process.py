@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from course_utils import threads
 from course_utils.engines.environment import Engine, clean_environment, is_installed
 from course_utils.engines.registry import find
 
@@ -80,7 +81,7 @@ def run(engine: str | Engine, request: dict, timeout: float = 600) -> Answer | E
 
 def _call(engine: Engine, text: str, timeout: float, record) -> tuple[int | None, str]:
     """Exit code (None: killed at the timeout) and standard output of the worker."""
-    environment = clean_environment() | engine.variables
+    environment = clean_environment() | threads.variables() | engine.variables
     process = subprocess.Popen(
         [str(engine.python), str(engine.worker)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=record, start_new_session=True,
