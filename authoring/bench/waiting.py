@@ -25,17 +25,16 @@ TITLE = "How threads wait: milliseconds on an idle machine and beside one busy p
 ROUNDS, SECONDS, LEAST = 3, 1.5, 3  # turns of each candidate; time for one figure in a turn; samples at least
 LOADS = {"idle": 0, "busy": 1}  # processes of our own, each of which keeps a core busy
 CACHED, PROMPT, STEPS = 256, 256, 4  # tokens read before; tokens of a prefill; training steps timed as one
-DISTURBED, TRIES = 0.15, 3  # cores' worth of work by other programs, from which on a turn is taken again
+DISTURBED, TRIES = 0.1, 4  # cores' worth of work by other programs, from which on a figure is taken again
 
 DEFAULT = "GNU, default"
 CANDIDATES = {
     DEFAULT: {threads.SWITCH: threads.OFF},
     "GNU, passive": {"OMP_WAIT_POLICY": "PASSIVE"},
     "GNU, 1,000 spins": {"GOMP_SPINCOUNT": "1000"},
-    "GNU, 3,000 spins": {"GOMP_SPINCOUNT": "3000"},
     "GNU, 5,000 spins": {"GOMP_SPINCOUNT": "5000"},
     "GNU, 10,000 spins": {"GOMP_SPINCOUNT": "10000"},
-    "GNU, 100,000 spins": {"GOMP_SPINCOUNT": "100000"},
+    "GNU, 30,000 spins": {"GOMP_SPINCOUNT": "30000"},
     "GNU, 1 thread": {"OMP_NUM_THREADS": "1", threads.SWITCH: threads.OFF},
     "the course's": {},
 }
@@ -65,27 +64,26 @@ def candidates() -> dict[str, dict[str, str]]:
 
 
 def measured(variables: dict[str, str], loads=LOADS, seconds: float = SECONDS) -> dict:
-    """{load: {work: [seconds of one call, ...]}}, from a fresh process with these variables.
-
-    Taken again, a few times at most, when other programs took part of the machine meanwhile.
+    """What a fresh process with these variables measures.
 
     Args:
         variables: environment variables for it; all others about waiting are left out.
         loads: {name: number of busy processes beside it}.
         seconds: time for each figure.
 
+    Returns:
+        {"seconds": {load: {work: [seconds of one call, ...]}}, "others": cores' worth of work that other
+        programs did meanwhile, in the figure that suffered most}.
+
     Raises:
         CourseError: the process failed.
     """
     request = json.dumps({"loads": dict(loads), "seconds": seconds})
     command = [sys.executable, "-m", "authoring.bench.waiting", request]
-    answers = []
-    while len(answers) < TRIES and (not answers or answers[-1]["others"] > DISTURBED):
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(variables))
-        if done.returncode:
-            raise CourseError(f"measuring with {variables} failed: {done.stderr.strip()[-500:]}")
-        answers.append(json.loads(done.stdout.splitlines()[-1]))
-    return min(answers, key=lambda answer: answer["others"])
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(variables))
+    if done.returncode:
+        raise CourseError(f"measuring with {variables} failed: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:
@@ -180,15 +178,28 @@ def works() -> dict[str, Callable[[], float]]:
 
 
 def main(request: dict) -> dict:
-    """The answer of `measured`, and the cores' worth of work that other programs did meanwhile ("others")."""
-    seconds, others, made = {}, 0.0, works()
+    """The answer of `measured`."""
+    answer, made = {"seconds": {}, "others": 0.0}, works()
     for load, processes in request["loads"].items():
+        answer["seconds"][load] = {}
         with busy(processes) as started:
-            ours = [psutil.Process(), *started]
-            before, start = _others(ours), time.perf_counter()
-            seconds[load] = {name: _samples(work, request["seconds"]) for name, work in made.items()}
-            others = max(others, (_others(ours) - before) / (time.perf_counter() - start))
-    return {"seconds": seconds, "others": others}
+            for name, work in made.items():
+                samples, others = _figure(work, request["seconds"], [psutil.Process(), *started])
+                answer["seconds"][load][name] = samples
+                answer["others"] = max(answer["others"], others)
+    return answer
+
+
+def _figure(
+    work: Callable[[], float], seconds: float, ours: list[psutil.Process]
+) -> tuple[list[float], float]:
+    """Samples of one figure and how many cores other programs took; the least disturbed of a few tries."""
+    tries = []
+    while len(tries) < TRIES and (not tries or tries[-1][1] > DISTURBED):
+        before, start = _others(ours), time.perf_counter()
+        samples = _samples(work, seconds)
+        tries.append((samples, (_others(ours) - before) / (time.perf_counter() - start)))
+    return min(tries, key=lambda found: found[1])
 
 
 def _others(ours: list[psutil.Process]) -> float:

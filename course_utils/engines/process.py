@@ -50,6 +50,8 @@ def run(engine: str | Engine, request: dict, timeout: float = 600) -> Answer | E
 
     engine: a name out of `ENGINES`, or an `Engine`. request: anything JSON can hold. timeout: seconds, after
     which the worker and every process it started are killed.
+    The worker's OpenMP threads wait as ours do (`course_utils.threads`): that is so for PyTorch and llama.cpp.
+    The other engines have thread pools of their own, which that does not touch.
     Returns an `Answer`, or an `EngineUnavailable` that says what happened; raises only for wrong arguments
     (ValueError: no such engine, timeout not positive; TypeError: a request that JSON cannot hold).
     """

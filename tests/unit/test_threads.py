@@ -102,3 +102,9 @@ def test_what_a_record_says_of_it():
     for name, value in threads.SETTINGS.items():
         assert f"{name}={value}" in on[0]["SAID"] and name not in off[0]["SAID"]
     assert ("LLVM" in on[0]["SAID"]) == on[1] and "LLVM" not in off[0]["SAID"]
+
+
+def test_the_tools_settle_it_too():
+    environment, _, torch = fresh("import authoring")
+    assert not torch
+    assert {name: environment.get(name) for name in threads.SETTINGS} == threads.SETTINGS
