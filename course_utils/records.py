@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas
 
-from course_utils import measure
+from course_utils import measure, threads
 
 # Beside the package in a checkout; installed beside it by pip.
 FOLDER = Path(__file__).resolve().parent.parent / "recorded"
@@ -45,7 +45,8 @@ def save(name: str, results: Any, folder: str | Path | None = None, **more: Any)
     """
     folder = Path(folder or FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"provenance": asdict(measure.machine_card()) | more, "results": results}
+    provenance = asdict(measure.machine_card()) | {"waiting": threads.in_force()} | more
+    record = {"provenance": provenance, "results": results}
     path = folder / f"{name}.json"
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     aside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

@@ -4,6 +4,8 @@ import socket
 
 import pytest
 
+import course_utils  # noqa: F401 - before any test imports torch: it settles how threads wait
+
 
 @pytest.fixture(scope="session")
 def lm():

@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from authoring.execute import execute
 from authoring.run import exercise_statuses, run_lessons
+from course_utils import threads
 
 pytestmark = pytest.mark.slow  # every test starts kernels
 COMMAND = [sys.executable, "-m", "authoring.cli", "--root"]
@@ -45,6 +46,21 @@ def test_a_child_that_was_just_forked_is_not_counted_twice():
     notebook = new_notebook(cells=[new_code_cell(block, id="block"), new_code_cell(fork, id="fork")])
     done = execute(notebook, None)
     assert done.error is None and 400e6 < done.peak_bytes < 700e6
+
+
+def test_a_lessons_kernel_has_the_waiting_settled_before_torch_is_loaded(synced, monkeypatch):
+    for name in (*threads.CHOICES, threads.SWITCH):
+        monkeypatch.delenv(name, raising=False)
+    look = "import sys, torch\nprint(threads.in_force())"
+    late = "from course_utils import threads; print('torch' in sys.modules)"
+    notebook = nbformat.read(synced.notebooks("solutions", ["90"])[0], as_version=4)
+    setup = next(cell for cell in notebook.cells if cell.id == "setup")
+    done = execute(new_notebook(cells=[setup, new_code_cell("import sys; " + late), new_code_cell(look)]), None)
+    assert done.error is None
+    before, force = (cell.outputs[0].text.strip() for cell in done.notebook.cells[1:])
+    assert before == "False"
+    assert ("LLVM" in force) == (threads.llvm() is not None)
+    assert all(f"{name}={value}" in force for name, value in threads.SETTINGS.items())
 
 
 def test_a_failure_is_a_row_and_the_others_still_run(unsynced):

@@ -2,12 +2,15 @@
 
 import json
 import sys
+import time
 import types
 
+import psutil
 import pytest
 
 from authoring import bench
-from course_utils import records
+from authoring.bench import waiting
+from course_utils import records, threads
 
 
 def fake(monkeypatch, tmp_path, rows, **names):
@@ -95,3 +98,48 @@ def test_a_row_that_was_known_already_is_not_lost(monkeypatch, tmp_path):
         bench.resume("bench_pretend", "Bits", RUNS, stops_after_the_first)
     kept = records.load("bench_pretend")["results"]["rows"]
     assert kept == [{"bits": 4, "error": 2.0**-4}, {"bits": 2, "error": 0.25}]
+
+
+# ---- waiting -----------------------------------------------------------------------------------------------
+
+
+def test_busy_processes_keep_cores_busy_and_end_with_the_block():
+    with waiting.busy(2) as started:
+        before = [process.cpu_times().user for process in started]
+        time.sleep(0.5)
+        assert all(process.cpu_times().user > past for process, past in zip(started, before, strict=True))
+    assert not any(psutil.pid_exists(process.pid) for process in started)
+
+
+def test_rows_pool_the_turns_and_compare_with_the_default_alone():
+    def turn(idle, busy):
+        return {"seconds": {"idle": {"work": idle}, "busy": {"work": busy}}, "others": idle[0]}
+
+    found = {waiting.DEFAULT: [turn([0.1, 0.2], [0.4, 0.4]), turn([0.2, 0.3], [0.6, 0.6])],
+             "calm": [turn([0.3, 0.3], [0.3, 0.3]), turn([0.3, 0.3], [0.3, 0.3])]}
+    chosen = {waiting.DEFAULT: {}, "calm": {"LD_PRELOAD": "/some/where/lib.so"}}
+    default, calm = waiting.rows(chosen, found)
+    assert default["work, idle"] == pytest.approx(200) and default["work, busy"] == pytest.approx(500)
+    assert default["ratio to the default alone"] == pytest.approx({"work, idle": 1, "work, busy": 2.5})
+    assert calm["ratio to the default alone"] == pytest.approx({"work, idle": 1.5, "work, busy": 1.5})
+    assert default["spread"]["work, idle"]["turns"] == pytest.approx([150, 250])
+    assert default["spread"]["work, idle"]["samples"] == 4 and default["cores of other programs"] == 0.2
+    assert calm["variables"] == {"LD_PRELOAD": "lib.so"}, "no path of this machine in a record"
+
+
+def test_a_candidate_sees_its_own_variables_only(monkeypatch):
+    monkeypatch.setenv("KMP_BLOCKTIME", "77")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    found = waiting.environment({"GOMP_SPINCOUNT": "7"})
+    assert found["GOMP_SPINCOUNT"] == "7"
+    assert not {"KMP_BLOCKTIME", "OMP_WAIT_POLICY", threads.SWITCH} & set(found)
+
+
+@pytest.mark.slow
+def test_waiting_is_measured_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(waiting, "TRIES", 1)
+    found = waiting.measured({"OMP_WAIT_POLICY": "PASSIVE"}, {"idle": 0, "busy": 1}, seconds=0.01)
+    assert list(found["seconds"]) == ["idle", "busy"]
+    for works in found["seconds"].values():
+        assert len(works) == 4
+        assert all(len(samples) >= waiting.LEAST and min(samples) > 0 for samples in works.values())

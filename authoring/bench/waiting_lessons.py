@@ -1,0 +1,46 @@
+"""Whole lessons and the set-up's training, alone and beside one busy process: by default and as we set it.
+
+Takes a quarter of an hour. It goes on where it was interrupted: see `resume`.
+"""
+
+import os
+import subprocess
+import sys
+import time
+
+from authoring import bench as benches
+from authoring.bench import waiting
+from authoring.project import Project
+from course_utils.errors import CourseError
+
+TITLE = "How threads wait: seconds of whole lessons and of the set-up's training, idle and beside others"
+LESSONS, STEPS = ("00", "04"), 40
+SETTINGS = {"default": waiting.CANDIDATES[waiting.DEFAULT], "the course's": {}}
+TRAINING = "set-up"
+
+
+def bench() -> list[dict]:
+    """One row for each work, setting and number of busy processes."""
+    runs = {(work, setting, busy): {"what": work, "waiting": setting, "busy processes": busy}
+            for work in (TRAINING, *LESSONS) for busy in (0, 1) for setting in SETTINGS}
+    return benches.resume("bench_waiting_lessons", TITLE, runs, measure)
+
+
+def measure(work: str, setting: str, busy: int) -> dict:
+    """{"seconds"} of the work, from the start of its process, in a fresh process beside so many busy ones.
+
+    Raises:
+        CourseError: the lesson or the training failed.
+    """
+    training = ("from course_utils import data, finetune, models\n"
+                "finetune.train(*models.load_encoder(num_labels=2), data.reviews('train', 'movie'), "
+                f"steps={STEPS})")
+    program = ["-c", training] if work == TRAINING else ["-m", "authoring.cli", "run", work]
+    with waiting.busy(busy):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, *program], cwd=Project().root, capture_output=True, text=True,
+                              env=waiting.environment(SETTINGS[setting]))
+        seconds = time.perf_counter() - start
+    if done.returncode:
+        raise CourseError(f"{work} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+    return {"seconds": seconds, "cores of the machine": os.cpu_count()}
