@@ -2,8 +2,9 @@
 
 A parallel piece of work ends when its slowest thread does. Until then the others wait: they spin (look again
 and again, on a core that another program may need), or they sleep (and take a while to wake up). Each
-candidate below is a set of environment variables. They act when the OpenMP library is loaded, so each one is
-measured in processes of its own; the candidates take turns, so that all see the same good and bad minutes.
+candidate below is a set of environment variables. They act when the OpenMP library is loaded, so each one has
+a process of its own. For each figure the processes take turns, a second each while the others sleep, so that
+all see the same good and bad seconds of the machine. They need 1.5 GB of memory each.
 """
 
 import json
@@ -13,7 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -22,10 +24,12 @@ from course_utils import threads
 from course_utils.errors import CourseError
 
 TITLE = "How threads wait: milliseconds on an idle machine and beside one busy process, medians"
-ROUNDS, SECONDS, LEAST = 3, 1.5, 3  # turns of each candidate; time for one figure in a turn; samples at least
-LOADS = {"idle": 0, "busy": 1}  # processes of our own, each of which keeps a core busy
-CACHED, PROMPT, STEPS = 256, 256, 4  # tokens read before; tokens of a prefill; training steps timed as one
-DISTURBED, TRIES = 0.1, 4  # cores' worth of work by other programs, from which on a figure is taken again
+ROUNDS, SECONDS, LEAST = 3, 1.0, 2  # turns; seconds of a candidate's turn at one figure; samples in it
+LOADS = {"idle": 0, "busy": 1}  # processes of our own beside it, each of which keeps a core busy
+CACHED, PROMPT, STEPS = 256, 256, 2  # tokens read before; tokens of a prefill; training steps timed as one
+WORKS = ("1 token", "5 tokens", f"prefill {PROMPT}", "training step")
+DISTURBED, TRIES = 0.1, 3  # cores' worth of work by other programs, from which on a turn is taken again
+PATIENCE = 10.0  # seconds to wait for other programs to become quiet before a turn
 
 DEFAULT = "GNU, default"
 CANDIDATES = {
@@ -34,21 +38,16 @@ CANDIDATES = {
     "GNU, 1,000 spins": {"GOMP_SPINCOUNT": "1000"},
     "GNU, 5,000 spins": {"GOMP_SPINCOUNT": "5000"},
     "GNU, 10,000 spins": {"GOMP_SPINCOUNT": "10000"},
-    "GNU, 30,000 spins": {"GOMP_SPINCOUNT": "30000"},
     "GNU, 1 thread": {"OMP_NUM_THREADS": "1", threads.SWITCH: threads.OFF},
     "the course's": {},
 }
-BLOCKTIMES = ("0", "200us", "200ms")  # of other libraries: how long a thread spins before it sleeps
+BLOCKTIMES = ("0", "200us")  # of other libraries: how long a thread spins before it sleeps
 
 
 def bench() -> list[dict]:
     """One row for each candidate: medians in ms, ratios to the default alone, and the spread."""
     chosen = candidates()
-    found = {name: [] for name in chosen}
-    for _ in range(ROUNDS):
-        for name, variables in chosen.items():
-            found[name].append(measured(variables))
-    return rows(chosen, found)
+    return rows(chosen, measured(chosen))
 
 
 def candidates() -> dict[str, dict[str, str]]:
@@ -63,27 +62,73 @@ def candidates() -> dict[str, dict[str, str]]:
     return found
 
 
-def measured(variables: dict[str, str], loads=LOADS, seconds: float = SECONDS) -> dict:
-    """What a fresh process with these variables measures.
+def measured(chosen: dict[str, dict[str, str]], rounds: int = ROUNDS, seconds: float = SECONDS) -> dict:
+    """{candidate: {(work, load): [turn, ...]}}, each turn a `Turn`.
 
     Args:
-        variables: environment variables for it; all others about waiting are left out.
-        loads: {name: number of busy processes beside it}.
-        seconds: time for each figure.
-
-    Returns:
-        {"seconds": {load: {work: [seconds of one call, ...]}}, "others": cores' worth of work that other
-        programs did meanwhile, in the figure that suffered most}.
+        chosen: {candidate: environment variables}; all others about waiting are left out.
+        rounds: turns of each candidate at each figure.
+        seconds: time of a turn.
 
     Raises:
-        CourseError: the process failed.
+        CourseError: a process failed.
     """
-    request = json.dumps({"loads": dict(loads), "seconds": seconds})
-    command = [sys.executable, "-m", "authoring.bench.waiting", request]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(variables))
-    if done.returncode:
-        raise CourseError(f"measuring with {variables} failed: {done.stderr.strip()[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(variables)) for name, variables in chosen.items()}
+        found = {name: {} for name in chosen}
+        for load, processes in [*LOADS.items()] * rounds:
+            with busy(processes) as started:
+                for work in WORKS:
+                    for name, worker in workers.items():
+                        turn = worker.turn(work, seconds, started)
+                        found[name].setdefault((work, load), []).append(turn)
+    return found
+
+
+@dataclass(frozen=True)
+class Turn:
+    """seconds: of each call. others: how many cores other programs took meanwhile, the host's included."""
+
+    seconds: list[float]
+    others: float
+
+
+class Worker:
+    """A fresh process with these environment variables that does a work when it is told to."""
+
+    def __init__(self, variables: dict[str, str]):
+        command = [sys.executable, "-m", "authoring.bench.waiting"]
+        self.process = psutil.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                    stderr=subprocess.DEVNULL, text=True, env=environment(variables))
+        for work in WORKS:  # the first call pays for memory and for starting the threads
+            self.ask(work, 0)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def ask(self, work: str, seconds: float) -> list[float]:
+        """Seconds of each call of the work, done for so many seconds."""
+        try:
+            self.process.stdin.write(json.dumps([work, seconds]) + "\n")
+            self.process.stdin.flush()
+            return json.loads(self.process.stdout.readline())
+        except (OSError, ValueError):
+            raise CourseError(f"a measuring process ended at {work!r}; try authoring/bench/waiting.py alone "
+                              "to see why") from None
+
+    def turn(self, work: str, seconds: float, beside: list[psutil.Process]) -> Turn:
+        """The least disturbed of a few tries, each when other programs have become quiet."""
+        ours, tries = [psutil.Process(), self.process, *beside], []
+        while len(tries) < TRIES and (not tries or tries[-1].others > DISTURBED):
+            _wait_until_quiet(ours)
+            before, start = _others(ours), time.perf_counter()
+            samples = self.ask(work, seconds)
+            tries.append(Turn(samples, (_others(ours) - before) / (time.perf_counter() - start)))
+        return min(tries, key=lambda turn: turn.others)
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:
@@ -92,36 +137,35 @@ def environment(variables: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)} | variables
 
 
-def rows(chosen: dict[str, dict[str, str]], found: dict[str, list[dict]]) -> list[dict]:
-    """The record's rows from what `measured` gave for each candidate, turn by turn."""
+def rows(chosen: dict[str, dict[str, str]], found: dict[str, dict]) -> list[dict]:
+    """The record's rows from what `measured` gave for the candidates."""
+    base = {work: statistics.median(_pooled(found[DEFAULT][work, "idle"])) for work in WORKS}
     table = []
     for name, variables in chosen.items():
         shown = {key: Path(value).name if key == "LD_PRELOAD" else value for key, value in variables.items()}
-        row = {"candidate": name, "variables": shown, "spread": {}, "ratio to the default alone": {},
-               "cores of other programs": max(turn["others"] for turn in found[name])}
-        for work in found[name][0]["seconds"]["idle"]:
-            base = statistics.median(_pooled(found[DEFAULT], "idle", work))
-            for load in found[name][0]["seconds"]:
-                samples = _pooled(found[name], load, work)
-                figure, median = f"{work}, {load}", statistics.median(samples)
-                row[figure] = 1e3 * median
-                row["ratio to the default alone"][figure] = median / base
-                turns = [turn["seconds"][load][work] for turn in found[name]]
-                row["spread"][figure] = _spread(samples, turns)
-        table.append(row)
+        medians = {figure: statistics.median(_pooled(turns)) for figure, turns in found[name].items()}
+        table.append(
+            {"candidate": name, "variables": shown}
+            | {", ".join(figure): 1e3 * median for figure, median in medians.items()}
+            | {"ratio to the default alone": {", ".join(figure): median / base[figure[0]]
+                                              for figure, median in medians.items()},
+               "spread": {", ".join(figure): _spread(turns) for figure, turns in found[name].items()}}
+        )
     return table
 
 
-def _pooled(turns: list[dict], load: str, work: str) -> list[float]:
-    return [sample for turn in turns for sample in turn["seconds"][load][work]]
+def _pooled(turns: list[Turn]) -> list[float]:
+    return [sample for turn in turns for sample in turn.seconds]
 
 
-def _spread(samples: list[float], turns: list[list[float]]) -> dict:
-    """In ms: quartiles, mean and slowest of all samples, and the median of each turn."""
+def _spread(turns: list[Turn]) -> dict:
+    """In ms: quartiles, mean and slowest of all samples, the median of each turn; the most others took."""
+    samples = _pooled(turns)
     low, _, high = statistics.quantiles(samples, n=4)
     return {"q25": 1e3 * low, "q75": 1e3 * high, "mean": 1e3 * statistics.fmean(samples),
             "slowest": 1e3 * max(samples), "samples": len(samples),
-            "turns": [1e3 * statistics.median(turn) for turn in turns]}
+            "turns": [1e3 * statistics.median(turn.seconds) for turn in turns],
+            "cores of other programs": max(turn.others for turn in turns)}
 
 
 @contextmanager
@@ -138,6 +182,25 @@ def busy(processes: int) -> Iterator[list[psutil.Process]]:
         for process in started:
             process.kill()
             process.wait()
+
+
+def _wait_until_quiet(ours: list[psutil.Process]) -> None:
+    """Wait until other programs leave the machine alone, PATIENCE at most."""
+    end, pause = time.perf_counter() + PATIENCE, 0.2
+    while time.perf_counter() < end:
+        before = _others(ours)
+        time.sleep(pause)
+        if _others(ours) - before < DISTURBED * pause:
+            return
+
+
+def _others(ours: list[psutil.Process]) -> float:
+    """CPU seconds so far of all programs but these; what the host took away from a virtual machine counts."""
+    spent = psutil.cpu_times()
+    idle = spent.idle + getattr(spent, "iowait", 0.0)
+    mine = sum(process.cpu_times().user + process.cpu_times().system for process in ours)
+    # guest time is part of user time already
+    return sum(spent) - idle - getattr(spent, "guest", 0.0) - getattr(spent, "guest_nice", 0.0) - mine
 
 
 # ---- in the process that is measured ----------------------------------------------------------------------
@@ -169,50 +232,27 @@ def works() -> dict[str, Callable[[], float]]:
         kept.crop(-tokens)
         return seconds
 
-    return {
-        "1 token": lambda: after_the_cache(1),
-        "5 tokens": lambda: after_the_cache(5),
-        f"prefill {PROMPT}": lambda: read(0, PROMPT, DynamicCache(config=model.config)),
-        "training step": lambda: finetune.train(encoder, words, examples, steps=STEPS).seconds / STEPS,
-    }
+    calls = (
+        lambda: after_the_cache(1),
+        lambda: after_the_cache(5),
+        lambda: read(0, PROMPT, DynamicCache(config=model.config)),
+        lambda: finetune.train(encoder, words, examples, steps=STEPS).seconds / STEPS,
+    )
+    return dict(zip(WORKS, calls, strict=True))
 
 
-def main(request: dict) -> dict:
-    """The answer of `measured`."""
-    answer, made = {"seconds": {}, "others": 0.0}, works()
-    for load, processes in request["loads"].items():
-        answer["seconds"][load] = {}
-        with busy(processes) as started:
-            for name, work in made.items():
-                samples, others = _figure(work, request["seconds"], [psutil.Process(), *started])
-                answer["seconds"][load][name] = samples
-                answer["others"] = max(answer["others"], others)
-    return answer
-
-
-def _figure(
-    work: Callable[[], float], seconds: float, ours: list[psutil.Process]
-) -> tuple[list[float], float]:
-    """Samples of one figure and how many cores other programs took; the least disturbed of a few tries."""
-    tries = []
-    while len(tries) < TRIES and (not tries or tries[-1][1] > DISTURBED):
-        before, start = _others(ours), time.perf_counter()
-        samples = _samples(work, seconds)
-        tries.append((samples, (_others(ours) - before) / (time.perf_counter() - start)))
-    return min(tries, key=lambda found: found[1])
-
-
-def _others(ours: list[psutil.Process]) -> float:
-    """CPU seconds so far of all programs but these; what the host took away from a virtual machine counts."""
-    spent = psutil.cpu_times()
-    idle = spent.idle + getattr(spent, "iowait", 0.0)
-    mine = sum(process.cpu_times().user + process.cpu_times().system for process in ours)
-    # guest time is part of user time already
-    return sum(spent) - idle - getattr(spent, "guest", 0.0) - getattr(spent, "guest_nice", 0.0) - mine
+def main() -> None:
+    """Do what is asked on standard input, a line each: [work, seconds]; answer with a line of seconds."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    made = works()
+    for line in sys.stdin:
+        work, seconds = json.loads(line)
+        answers.write(json.dumps(_samples(made[work], seconds)) + "\n")
+        answers.flush()
 
 
 def _samples(work: Callable[[], float], seconds: float) -> list[float]:
-    work()
     start, found = time.perf_counter(), []
     while len(found) < LEAST or time.perf_counter() - start < seconds:
         found.append(work())
@@ -220,4 +260,4 @@ def _samples(work: Callable[[], float], seconds: float) -> list[float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    main()

@@ -11,6 +11,7 @@ import pytest
 from authoring import bench
 from authoring.bench import waiting
 from course_utils import records, threads
+from course_utils.errors import CourseError
 
 
 def fake(monkeypatch, tmp_path, rows, **names):
@@ -111,19 +112,23 @@ def test_busy_processes_keep_cores_busy_and_end_with_the_block():
     assert not any(psutil.pid_exists(process.pid) for process in started)
 
 
-def test_rows_pool_the_turns_and_compare_with_the_default_alone():
-    def turn(idle, busy):
-        return {"seconds": {"idle": {"work": idle}, "busy": {"work": busy}}, "others": idle[0]}
+def test_rows_pool_the_turns_and_compare_with_the_default_alone(monkeypatch):
+    monkeypatch.setattr(waiting, "WORKS", ("work",))
 
-    found = {waiting.DEFAULT: [turn([0.1, 0.2], [0.4, 0.4]), turn([0.2, 0.3], [0.6, 0.6])],
-             "calm": [turn([0.3, 0.3], [0.3, 0.3]), turn([0.3, 0.3], [0.3, 0.3])]}
+    def turns(*samples):
+        return [waiting.Turn(list(seconds), others=seconds[0]) for seconds in samples]
+
+    found = {waiting.DEFAULT: {("work", "idle"): turns((0.1, 0.2), (0.2, 0.3)),
+                               ("work", "busy"): turns((0.4, 0.4), (0.6, 0.6))},
+             "calm": {("work", "idle"): turns((0.3, 0.3)), ("work", "busy"): turns((0.3, 0.3))}}
     chosen = {waiting.DEFAULT: {}, "calm": {"LD_PRELOAD": "/some/where/lib.so"}}
     default, calm = waiting.rows(chosen, found)
     assert default["work, idle"] == pytest.approx(200) and default["work, busy"] == pytest.approx(500)
     assert default["ratio to the default alone"] == pytest.approx({"work, idle": 1, "work, busy": 2.5})
     assert calm["ratio to the default alone"] == pytest.approx({"work, idle": 1.5, "work, busy": 1.5})
-    assert default["spread"]["work, idle"]["turns"] == pytest.approx([150, 250])
-    assert default["spread"]["work, idle"]["samples"] == 4 and default["cores of other programs"] == 0.2
+    spread = default["spread"]["work, idle"]
+    assert spread["turns"] == pytest.approx([150, 250]) and spread["samples"] == 4
+    assert spread["cores of other programs"] == 0.2
     assert calm["variables"] == {"LD_PRELOAD": "lib.so"}, "no path of this machine in a record"
 
 
@@ -136,10 +141,17 @@ def test_a_candidate_sees_its_own_variables_only(monkeypatch):
 
 
 @pytest.mark.slow
-def test_waiting_is_measured_in_a_process_of_its_own(monkeypatch):
+def test_waiting_is_measured_in_processes_of_their_own(monkeypatch):
+    monkeypatch.setattr(waiting, "PATIENCE", 0.0)
     monkeypatch.setattr(waiting, "TRIES", 1)
-    found = waiting.measured({"OMP_WAIT_POLICY": "PASSIVE"}, {"idle": 0, "busy": 1}, seconds=0.01)
-    assert list(found["seconds"]) == ["idle", "busy"]
-    for works in found["seconds"].values():
-        assert len(works) == 4
-        assert all(len(samples) >= waiting.LEAST and min(samples) > 0 for samples in works.values())
+    found = waiting.measured({"passive": {"OMP_WAIT_POLICY": "PASSIVE"}}, rounds=1, seconds=0.01)
+    assert set(found["passive"]) == {(work, load) for work in waiting.WORKS for load in ("idle", "busy")}
+    for turns in found["passive"].values():
+        assert len(turns) == 1 and len(turns[0].seconds) >= waiting.LEAST and min(turns[0].seconds) > 0
+
+
+def test_a_measuring_process_that_ends_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("no folder, so the process finds no model")
+    with pytest.raises(CourseError, match="a measuring process ended at '1 token'"):
+        waiting.Worker({})
