@@ -96,7 +96,7 @@ class Turn:
 class Worker:
     """A fresh process with these environment variables that does a work when it is told to."""
 
-    def __init__(self, variables: dict[str, str]):
+    def __init__(self, variables: dict[str, str]) -> None:
         command = [sys.executable, "-m", "authoring.bench.waiting"]
         self.process = psutil.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                     stderr=subprocess.DEVNULL, text=True, env=environment(variables))
@@ -106,7 +106,7 @@ class Worker:
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
 
@@ -219,7 +219,7 @@ def works() -> dict[str, Callable[[], float]]:
     examples = data.reviews("train", "movie")[: 16 * finetune.CHUNK]
 
     @torch.inference_mode()
-    def read(first: int, last: int, cache) -> float:
+    def read(first: int, last: int, cache: DynamicCache | None) -> float:
         start = time.perf_counter()
         model(text[:, first:last], past_key_values=cache, use_cache=True, logits_to_keep=1)
         return time.perf_counter() - start

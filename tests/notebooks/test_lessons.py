@@ -86,8 +86,8 @@ def test_the_learner_s_notebook_runs_offline_with_nothing_solved(lesson):
     assert done.error is None, done.traceback
     assert set(exercise_statuses(done.notebook).values()) == {"not attempted"}
     if done.peak_bytes >= 2e9:
-        # The lesson on GPTQ takes 1.7 to 2.4 GB, one run in five more than 2, while GPTQModel packs its layers: the cause
-        # is not found. So the lower of two runs counts, and what is always too much still fails.
+        # The lesson on GPTQ takes 1.7 to 2.4 GB, one run in five more than 2, while GPTQModel packs layers:
+        # the cause is not found. So the lower of two runs counts, and what is always too much still fails.
         print(f"first run: {done.peak_bytes / 1e9:.2f} GB in cell {done.peak_cell!r}")
         done = execute(path, path.parent, offline=True)
     assert done.peak_bytes < 2e9, f"{done.peak_bytes / 1e9:.2f} GB in cell {done.peak_cell!r}"

@@ -55,7 +55,8 @@ def test_a_lessons_kernel_has_the_waiting_settled_before_torch_is_loaded(synced,
     late = "from course_utils import threads; print('torch' in sys.modules)"
     notebook = nbformat.read(synced.notebooks("solutions", ["90"])[0], as_version=4)
     setup = next(cell for cell in notebook.cells if cell.id == "setup")
-    done = execute(new_notebook(cells=[setup, new_code_cell("import sys; " + late), new_code_cell(look)]), None)
+    cells = [setup, new_code_cell("import sys; " + late), new_code_cell(look)]
+    done = execute(new_notebook(cells=cells), None)
     assert done.error is None
     before, force = (cell.outputs[0].text.strip() for cell in done.notebook.cells[1:])
     assert before == "False"
