@@ -10,8 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from course_utils import threads
-
 DISTRIBUTION = "llm-inference-course"
 
 # Colab ships these built for its own GPU driver: whatever pip wants, they stay as they are.
@@ -39,7 +37,6 @@ def prepare() -> None:
     if done.returncode:
         raise CourseError(f"could not install {', '.join(wanted)}: {done.stderr.strip()[-500:]}")
     importlib.invalidate_caches()
-    threads.prepare()  # once more: what it needs is there only now
 
 
 def kept_versions() -> str:

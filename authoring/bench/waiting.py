@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -39,9 +40,10 @@ CANDIDATES = {
     "GNU, 5,000 spins": {"GOMP_SPINCOUNT": "5000"},
     "GNU, 10,000 spins": {"GOMP_SPINCOUNT": "10000"},
     "GNU, 1 thread": {"OMP_NUM_THREADS": "1", threads.SWITCH: threads.OFF},
-    "the course's": {},
 }
-BLOCKTIMES = ("0", "200us")  # of other libraries: how long a thread spins before it sleeps
+# Of other libraries: how long a thread spins before it sleeps. They take GNU's place when they are preloaded.
+BLOCKTIMES = ("0", "200us", "1ms")
+LIBRARIES = {"LLVM": ("cmeel-libomp", "cmeel.prefix/lib/libomp.so"), "Intel": ("intel-openmp", "libiomp5.so")}
 
 
 def bench() -> list[dict]:
@@ -53,12 +55,15 @@ def bench() -> list[dict]:
 def candidates() -> dict[str, dict[str, str]]:
     """{name: environment variables}: CANDIDATES, and other OpenMP libraries that are installed."""
     found = dict(CANDIDATES)
-    for name, library in (("LLVM", threads.llvm()), ("Intel", Path(sys.prefix) / "lib" / "libiomp5.so")):
-        if library and library.exists():
-            found |= {f"{name}, spins {time}": {"LD_PRELOAD": str(library), "KMP_BLOCKTIME": time}
-                      for time in BLOCKTIMES}
-        else:
-            print(f"{name}'s library is left out: its package is not installed")
+    for name, (package, file) in LIBRARIES.items():
+        try:
+            listed = metadata.distribution(package).files or ()
+        except metadata.PackageNotFoundError:
+            print(f"{name}'s library is left out: to see it, pip install {package}")
+            continue
+        library = next(entry.locate() for entry in listed if str(entry).endswith(file))
+        found |= {f"{name}, spins {time}": {"LD_PRELOAD": str(library), "KMP_BLOCKTIME": time}
+                  for time in BLOCKTIMES}
     return found
 
 

@@ -14,7 +14,7 @@ from authoring.project import Project
 from course_utils.errors import CourseError
 
 TITLE = "How threads wait: seconds of whole lessons and of the set-up's training, idle and beside others"
-LESSONS, STEPS = ("00", "04"), 40
+LESSONS, STEPS = ("one_token", "gptq"), 40
 SETTINGS = {"default": waiting.CANDIDATES[waiting.DEFAULT], "the course's": {}}
 TRAINING = "set-up"
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from course_utils import threads
 from course_utils.engines.entry import Engine
 from course_utils.engines.environment import clean_environment, is_installed
 from course_utils.engines.registry import find
@@ -62,8 +61,8 @@ class EngineUnavailable:
 def run(engine: str | Engine, request: dict, timeout: float = 600) -> Answer | EngineUnavailable:
     """Send the engine's worker a request and wait for its answer.
 
-    The worker's OpenMP threads wait as ours do (`course_utils.threads`): PyTorch's and llama.cpp's. The other
-    engines have thread pools of their own, which that does not touch.
+    The worker inherits how OpenMP threads wait (`course_utils.threads`): that touches PyTorch and llama.cpp.
+    The other engines have thread pools of their own.
 
     Args:
         engine: a name out of `ENGINES`, or an `Engine`.
@@ -110,7 +109,7 @@ def worker_environment(engine: Engine) -> dict[str, str]:
     none with the name of a package. The folder that holds the engines' folders must not be there: `import
     onnxruntime` would find ours.
     """
-    environment = clean_environment() | threads.variables() | engine.variables
+    environment = clean_environment() | engine.variables
     path = [str(SHARED)]
     if engine.requirements is None and os.environ.get("PYTHONPATH"):
         path.append(os.environ["PYTHONPATH"])  # a machine set up from a bundle finds its packages there
