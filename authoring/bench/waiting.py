@@ -130,9 +130,9 @@ class Worker:
         ours, tries = [psutil.Process(), self.process, *beside], []
         while len(tries) < TRIES and (not tries or tries[-1].others > DISTURBED):
             _wait_until_quiet(ours)
-            before, start = _others(ours), time.perf_counter()
+            before, start = cpu_of_others(ours), time.perf_counter()
             samples = self.ask(work, seconds)
-            tries.append(Turn(samples, (_others(ours) - before) / (time.perf_counter() - start)))
+            tries.append(Turn(samples, (cpu_of_others(ours) - before) / (time.perf_counter() - start)))
         return min(tries, key=lambda turn: turn.others)
 
 
@@ -193,17 +193,20 @@ def _wait_until_quiet(ours: list[psutil.Process]) -> None:
     """Wait until other programs leave the machine alone, PATIENCE at most."""
     end, pause = time.perf_counter() + PATIENCE, 0.2
     while time.perf_counter() < end:
-        before = _others(ours)
+        before = cpu_of_others(ours)
         time.sleep(pause)
-        if _others(ours) - before < DISTURBED * pause:
+        if cpu_of_others(ours) - before < DISTURBED * pause:
             return
 
 
-def _others(ours: list[psutil.Process]) -> float:
-    """CPU seconds so far of all programs but these; what the host took away from a virtual machine counts."""
+def cpu_of_others(ours: list[psutil.Process]) -> float:
+    """CPU seconds so far of all programs but these and their ended children.
+
+    What the host took away from a virtual machine counts as others' work.
+    """
     spent = psutil.cpu_times()
     idle = spent.idle + getattr(spent, "iowait", 0.0)
-    mine = sum(process.cpu_times().user + process.cpu_times().system for process in ours)
+    mine = sum(sum(process.cpu_times()[:4]) for process in ours)  # user, system, the same of children
     # guest time is part of user time already
     return sum(spent) - idle - getattr(spent, "guest", 0.0) - getattr(spent, "guest_nice", 0.0) - mine
 

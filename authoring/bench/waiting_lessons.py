@@ -3,10 +3,11 @@
 Takes a quarter of an hour. It goes on where it was interrupted: see `resume`.
 """
 
-import os
 import subprocess
 import sys
 import time
+
+import psutil
 
 from authoring import bench as benches
 from authoring.bench import waiting
@@ -27,7 +28,11 @@ def bench() -> list[dict]:
 
 
 def measure(work: str, setting: str, busy: int) -> dict:
-    """{"seconds"} of the work, from the start of its process, in a fresh process beside so many busy ones.
+    """One run of the work in a fresh process, beside so many busy ones.
+
+    Returns:
+        {"seconds": from the start of its process to the end, "cores of other programs": how many of the
+        machine's cores other programs took meanwhile, on average}.
 
     Raises:
         CourseError: the lesson or the training failed.
@@ -36,11 +41,13 @@ def measure(work: str, setting: str, busy: int) -> dict:
                 "finetune.train(*models.load_encoder(num_labels=2), data.reviews('train', 'movie'), "
                 f"steps={STEPS})")
     program = ["-c", training] if work == TRAINING else ["-m", "authoring.cli", "run", work]
-    with waiting.busy(busy):
-        start = time.perf_counter()
+    with waiting.busy(busy) as started:
+        ours = [psutil.Process(), *started]
+        before, start = waiting.cpu_of_others(ours), time.perf_counter()
         done = subprocess.run([sys.executable, *program], cwd=Project().root, capture_output=True, text=True,
                               env=waiting.environment(SETTINGS[setting]))
         seconds = time.perf_counter() - start
+        others = (waiting.cpu_of_others(ours) - before) / seconds
     if done.returncode:
         raise CourseError(f"{work} failed: {(done.stderr or done.stdout).strip()[-500:]}")
-    return {"seconds": seconds, "cores of the machine": os.cpu_count()}
+    return {"seconds": seconds, "cores of other programs": others}
