@@ -1,6 +1,7 @@
-"""Whole lessons and the set-up's training, alone and beside one busy process: by default and as we set it.
+"""A whole lesson and the set-up's training, alone and beside one busy process: by default and as we set it.
 
-Takes a quarter of an hour. It goes on where it was interrupted: see `resume`.
+Takes a quarter of an hour, most of it by default beside a busy process. It goes on where it was interrupted:
+see `resume`.
 """
 
 import subprocess
@@ -14,8 +15,8 @@ from authoring.bench import waiting
 from authoring.project import Project
 from course_utils.errors import CourseError
 
-TITLE = "How threads wait: seconds of whole lessons and of the set-up's training, idle and beside others"
-LESSONS, STEPS = ("one_token", "gptq"), 40
+TITLE = "How threads wait: seconds of a whole lesson and of the set-up's training, idle and beside others"
+LESSONS, STEPS = ("one_token",), 40
 SETTINGS = {"default": waiting.CANDIDATES[waiting.DEFAULT], "the course's": {}}
 TRAINING = "set-up"
 
