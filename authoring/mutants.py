@@ -33,6 +33,7 @@ from authoring.sync import replace_file
 from course_utils import checking
 from course_utils.checking.judge import judge
 
+FOLDER = "tests/mutants"  # of the lists, below the course's root
 SECONDS = 5.0  # a case of a mutant may take so long; one that never ends counts as noticed
 
 
@@ -191,15 +192,21 @@ def explained(project: Project, key: str) -> dict[tuple[str, str, str], str]:
     Raises:
         ValueError: an entry lacks something, or stands there twice.
     """
-    path = project.root / "tests" / "mutants" / f"{key}.toml"
+    path = project.root / FOLDER / f"{key}.toml"
+    try:
+        entries = tomllib.loads(path.read_text()).get("equal", []) if path.exists() else []
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{project.relative(path)} is no TOML: {error}") from error
     found: dict[tuple[str, str, str], str] = {}
-    for n, entry in enumerate(tomllib.loads(path.read_text())["equal"] if path.exists() else [], start=1):
+    for n, entry in enumerate(entries, start=1):
         where = f"{project.relative(path)}, entry {n}"
         missing = [name for name in ("exercise", "before", "after") if name not in entry]
         missing += ["reason"] * (not entry.get("reason", "").strip())
         if missing or set(entry) - {"exercise", "before", "after", "reason"}:
             raise ValueError(f"{where}: needs exercise, before, after and reason; lacks "
-                             f"{', '.join(missing) or 'nothing'}, has {', '.join(entry)}.")
+                             f"{', '.join(missing) or 'nothing'}; has {', '.join(entry) or 'nothing'}.")
+        if entry["exercise"] not in checking.load(key):
+            raise ValueError(f"{where}: lesson {key!r} has no exercise {entry['exercise']!r}.")
         mutant = entry["exercise"], entry["before"].strip(), entry["after"].strip()
         if mutant in found:
             raise ValueError(f"{where}: the same change stands there twice.")
@@ -241,23 +248,21 @@ def select(project: Project, names: Sequence[str] = ()) -> list[Answer]:
         Their answers in the order of the course.
 
     Raises:
-        ValueError: there is no such lesson or exercise, or a list of survivors belongs to none.
+        ValueError: there is no such lesson or exercise, or a list of survivors is not as it must be.
     """
-    known = {key_of(path) for path in project.lessons()}
-    for path in sorted((project.root / "tests" / "mutants").glob("*.toml")):
-        if path.stem not in known:
+    keys = [key_of(path) for path in project.lessons()]
+    for path in sorted((project.root / FOLDER).glob("*.toml")):
+        if path.stem not in keys:
             raise ValueError(f"{project.relative(path)} belongs to no lesson: rename or remove it.")
-    if not names:
-        return [answer for path in project.lessons() for answer in answers(project, path)]
+        explained(project, path.stem)
     chosen = []
-    for name in names:
+    for name in names or keys:
         lesson, _, exercise = name.partition(".")
         (path,) = project.lessons([lesson])
-        of_lesson = answers(project, path)
-        if exercise and exercise not in [answer.name for answer in of_lesson]:
-            raise ValueError(f"lesson {lesson!r} has no exercise {exercise!r} with a function to write; "
-                             f"it has {', '.join(answer.name for answer in of_lesson) or 'none'}.")
-        chosen += [answer for answer in of_lesson if not exercise or answer.name == exercise]
+        found = [answer for answer in answers(project, path) if exercise in ("", answer.name)]
+        if exercise and not found:
+            raise ValueError(f"lesson {lesson!r} has no exercise {exercise!r} with a function to write.")
+        chosen += found
     return chosen
 
 
@@ -292,7 +297,7 @@ def problems(found: Report) -> list[str]:
     Returns:
         One text for each unexplained survivor and each stale entry.
     """
-    path = f"tests/mutants/{found.id.partition('.')[0]}.toml"
+    path = f"{FOLDER}/{found.id.partition('.')[0]}.toml"
     texts = [f"{found.id} accepts this change. Add a case that tells them apart, or, with a reason, to "
              f"{path}:\n{entry(found.id, mutant)}" for mutant in found.unexplained]
     texts += [f"{path} is stale: {found.id} has no survivor with before = {before!r}, after = {after!r}. "
@@ -320,21 +325,22 @@ def main(project: Project, names: Sequence[str], *, show: bool, json_path: Path 
     from tqdm import tqdm
 
     chosen = select(project, names)
-    for answer in chosen:
-        explained(project, answer.lesson)  # an entry that is not as it must be is found before minutes pass
+    if not chosen:
+        raise ValueError(f"{', '.join(names) or 'the course'}: no exercise asks for a function.")
     total = sum(1 for answer in chosen for _ in mutants(answer.source, answer.lines))
     reports = []
     with tqdm(total=total, unit="mutant", disable=None) as bar:
         for answer in chosen:
             bar.set_description(answer.id)
             reports.append(report(project, answer, bar.update))
-    table = Table("exercise", *(["mutants", "killed", "equal (explained)", "unexplained", "stale entries"]))
+    table = Table("exercise", "mutants", "killed", "equal (explained)", "unexplained", "stale entries")
     rows = [(r.id, r.mutants, r.killed, len(r.equal), len(r.unexplained), len(r.stale)) for r in reports]
     for row in rows:
         table.add_row(*map(str, row))
     table.add_section()
     table.add_row("all", *(str(sum(column)) for column in list(zip(*rows, strict=True))[1:]))
-    Console().print(table)
+    # A narrow pipe would fold the names.
+    Console(width=None if Console().is_terminal else max(110, Console().width)).print(table)
     if show:
         print(*(text for found in reports for text in problems(found)), sep="\n\n")
     if json_path:

@@ -40,9 +40,12 @@ DTYPES = {
     "int64": "int32", "float16": "bfloat16 float32", "bfloat16": "float16 float32",
     "float32": "float64 float16", "float64": "float32",
 }  # fmt: skip
+SYMMETRIC = {"transpose", "dot", "promote_types", "max", "min", "maximum", "minimum"}
 MODULES = {"torch", "F", "nn", "np", "math", "affine"}  # `torch.f(x)` is a function of x, `x.f()` a method
 BUILTINS = {"all", "any", "float", "int", "max", "min", "round", "sum"}
+DTYPE_METHODS = ["double", "int"]
 AXES = {"dim", "axis"}
+IN_PLACE = {ast.Add: "add_", ast.Sub: "sub_", ast.Mult: "mul_", ast.Div: "div_"}
 NEAR_ZERO = 1e-6  # stands in for the zero that something is compared with
 
 
@@ -65,12 +68,27 @@ class Mutant:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a node stands: itself, what holds it, the function around it, and its line (0 of the whole)."""
+    """Where a node stands: itself, what holds it, the function around it, its line (0 of the whole)."""
 
     node: ast.AST
-    parent: ast.AST | None = None
+    above: "Place | None" = None
     function: ast.FunctionDef | None = None
     line: int = 0
+
+    @property
+    def parent(self) -> ast.AST | None:
+        """The node that holds this one."""
+        return self.above and self.above.node
+
+    def inside(self, *calls: str) -> bool:
+        """Whether it is a part of a call of a function or method with one of these names."""
+        return self.above is not None and (_called(self.above.node) in calls or self.above.inside(*calls))
+
+    def hints(self) -> dict[str, str]:
+        """Type hints of the function's arguments, by name."""
+        nodes = ast.walk(self.function.args) if self.function else ()
+        return {node.arg: ast.unparse(node.annotation) for node in nodes
+                if isinstance(node, ast.arg) and node.annotation}
 
 
 def mutants(source: str, lines: Iterable[int]) -> Iterator[Mutant]:
@@ -117,7 +135,7 @@ def _places(place: Place) -> Iterator[Place]:
                 # A function counts as the end of its body, which is below the docstring.
                 last = child.body[-1] if isinstance(child, ast.FunctionDef) else child
                 line = getattr(last, "lineno", place.line)
-                yield from _places(Place(child, node, function, line))
+                yield from _places(Place(child, place, function, line))
 
 
 def _fingerprint(code: CodeType) -> tuple:
@@ -198,7 +216,9 @@ def _comparison(place: Place) -> Changes:
     if not isinstance(node, ast.Compare):
         return
     for n, op in enumerate(node.ops):
-        for other in COMPARISONS[type(op)]:
+        texts = any(isinstance(side, ast.Constant) and isinstance(side.value, str)
+                    for side in (node.left, *node.comparators))
+        for other in COMPARISONS[type(op)][: 1 if texts else None]:
             yield _with(node, ops=[*node.ops[:n], other(), *node.ops[n + 1 :]])
     if len(node.ops) == 2:  # a <= b <= c
         yield ast.Compare(node.left, node.ops[:1], node.comparators[:1])
@@ -252,12 +272,12 @@ def _argument(place: Place) -> Changes:
         yield _with(node, keywords=node.keywords[:n] + node.keywords[n + 1 :])
     if len(node.args) > 1:
         yield _with(node, args=node.args[:-1])
-        for n in range(len(node.args) - 1):
+        for n in range(len(node.args) - 1) if _called(node) not in SYMMETRIC else ():
             a, b = node.args[n : n + 2]
             yield _with(node, args=[*node.args[:n], b, a, *node.args[n + 2 :]])
     if _called(node) in ("clamp", "clip"):
         yield from (_with(node, args=[*node.args[:n], ast.Constant(None), *node.args[n + 1 :]])
-                    for n in range(len(node.args)))
+                    for n in range(len(node.args) - 1))
 
 
 def _name(place: Place) -> Changes:
@@ -294,7 +314,8 @@ def _branch(place: Place) -> Changes:
     node = place.node
     if not isinstance(node, ast.If):
         return
-    yield _with(node, test=ast.UnaryOp(ast.Not(), node.test))
+    if not (isinstance(node.test, ast.UnaryOp) and isinstance(node.test.op, ast.Not)):  # see `_operand`
+        yield _with(node, test=ast.UnaryOp(ast.Not(), node.test))
     if not (isinstance(node.body[0], ast.Raise) and not node.orelse):  # there the `raise` itself is dropped
         yield _with(node, test=ast.Constant(False))
     if node.orelse:
@@ -327,62 +348,73 @@ def _bound_elsewhere(node: ast.Assign, function: ast.FunctionDef | None) -> set[
 
 
 def _order(place: Place) -> Changes:
-    """A guard comes late: after the statement that it should stand before."""
-    for field in ("body", "orelse"):
-        block = getattr(place.node, field, None)
-        if not isinstance(block, list):
-            continue
-        for n in range(len(block) - 1):
-            guard = isinstance(block[n], ast.If) and isinstance(block[n].body[-1], ast.Raise | ast.Return)
-            rest = [s for s in block[n + 1 :] if not isinstance(s, ast.Return | ast.Raise)]
-            if guard and rest:
-                last = block[n + 1 + len(rest) :]
-                if block[n + 1 : n + 1 + len(rest)] == rest:
-                    yield _with(place.node, **{field: [*block[:n], *rest, block[n], *last]})
+    """A guard comes late: after the work that it should stand before."""
+    block = getattr(place.node, "body", None)
+    for n, statement in enumerate(block if isinstance(block, list) else ()):
+        end = len(block) - isinstance(block[-1], ast.Return | ast.Raise)
+        if _is_guard(statement) and not all(map(_is_guard, block[n + 1 : end])):
+            yield _with(place.node, body=[*block[:n], *block[n + 1 : end], statement, *block[end:]])
+
+
+def _is_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise | ast.Return)
 
 
 def _type(place: Place) -> Changes:
     """What is returned has another type: a float for an integer, another dtype."""
-    node = place.node
-    if not isinstance(node, ast.Return) or place.function is None:
+    node, function = place.node, place.function
+    if not isinstance(node, ast.Return) or function is None or _is_none(node.value):
         return
-    if node.value is None or getattr(node.value, "value", ...) is None:
-        return
-    hint = ast.unparse(place.function.returns) if place.function.returns else "Tensor"
+    hint = ast.unparse(function.returns) if function.returns else ""
     if hint == "int":
-        yield _with(node, value=_wrap("float", node.value))
+        yield _with(node, value=ast.Call(ast.Name("float"), [node.value], []))
     if "Tensor" in hint:
         values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
         for n, value in enumerate(values):
-            for method in ("double", "int"):
-                if ast.unparse(value).endswith(("torch.int32)", ".double()")):
-                    continue
+            for method in DTYPE_METHODS if not ast.unparse(value).endswith("torch.int32)") else ["double"]:
                 cast = ast.Call(ast.Attribute(value, method), [], [])
-                whole = [*values[:n], cast, *values[n + 1 :]]
-                yield _with(node, value=_with(node.value, elts=whole)
-                            if isinstance(node.value, ast.Tuple) else cast)
+                whole = ast.Tuple([*values[:n], cast, *values[n + 1 :]])
+                yield _with(node, value=whole if isinstance(node.value, ast.Tuple) else cast)
 
 
-def _wrap(function: str, value: ast.expr) -> ast.Call:
-    return ast.Call(ast.Name(function), [value], [])
+def _is_none(value: ast.expr | None) -> bool:
+    return value is None or isinstance(value, ast.Constant) and value.value is None
 
 
 def _detach(place: Place) -> Changes:
     """No gradient reaches an argument, in functions that take care of gradients."""
-    node, function = place.node, place.function
-    if not isinstance(node, ast.Name) or not isinstance(node.ctx, ast.Load) or function is None:
+    node = place.node
+    if not isinstance(node, ast.Name) or place.inside("detach", "zeros_like", "ones_like", "isinstance"):
         return
-    if "detach" not in ast.unparse(function.body) or getattr(place.parent, "attr", "") in ("detach", "shape"):
-        return
-    if isinstance(place.parent, ast.Attribute | ast.Call) and node is getattr(place.parent, "func", None):
-        return
-    hints = {a.arg: ast.unparse(a.annotation) for a in ast.walk(function.args)
-             if isinstance(a, ast.arg) and a.annotation}
-    if "Tensor" in hints.get(node.id, ""):
+    used = not isinstance(place.parent, ast.Attribute) or _called(place.above.parent) == place.parent.attr
+    if used and "Tensor" in place.hints().get(node.id, "") and "detach" in ast.unparse(place.function.body):
         yield ast.Call(ast.Attribute(node, "detach"), [], [])
+
+
+def _in_place(place: Place) -> Changes:
+    """An argument is overwritten: `x.sub_(y)` for `x - y`."""
+    node = place.node
+    if isinstance(node, ast.BinOp) and isinstance(node.left, ast.Name) and type(node.op) in IN_PLACE:
+        if "Tensor" in place.hints().get(node.left.id, ""):
+            yield ast.Call(ast.Attribute(node.left, IN_PLACE[type(node.op)]), [node.right], [])
+    if isinstance(node, ast.Call) and _called(node) in ("abs", "clamp", "round", "sqrt", "square"):
+        if _is_method(node) and "Tensor" in place.hints().get(getattr(node.func.value, "id", ""), ""):
+            yield _with(node, func=_with(node.func, attr=node.func.attr + "_"))
+
+
+def _variable(place: Place) -> Changes:
+    """Another argument of the same type, or another setting of the same config, that the function uses."""
+    node, hints = place.node, place.hints()
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in hints:
+        yield from (ast.Name(other) for other, hint in hints.items() if hint == hints[node.id])
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and "Config" in hints.get(
+            node.value.id, ""):
+        used = {n.attr for n in ast.walk(place.function) if isinstance(n, ast.Attribute)
+                and getattr(n.value, "id", "") == node.value.id}
+        yield from (_with(node, attr=other) for other in sorted(used))
 
 
 ALL: list[Callable[[Place], Changes]] = [
     _operator, _operand, _comparison, _constant, _axis, _call, _argument, _name, _slice, _branch, _statement,
-    _order, _type, _detach,
+    _order, _type, _detach, _in_place, _variable,
 ]  # fmt: skip
