@@ -170,6 +170,22 @@ def new_exercise(
 
 
 @app.command()
+def mutants(
+    context: typer.Context,
+    lessons: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[LESSON[.EXERCISE]]...", help="04, gptq, gptq.Hessian; all when left out"),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="print each unexplained one as an entry")] = False,
+    json: Annotated[Path | None, typer.Option(help="write the numbers and the survivors here")] = None,
+) -> None:
+    """Make small changes to the reference of each exercise: does its check notice every one?"""
+    from authoring.mutants import main as work
+
+    raise typer.Exit(work(context.obj, lessons or (), show=show, json_path=json))
+
+
+@app.command()
 def fetch() -> None:
     """Download and convert the embedded model and the texts, train the shared classifiers; once."""
     from course_utils import data, finetune, models
