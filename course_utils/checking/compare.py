@@ -45,7 +45,7 @@ def difference(
     The rule for types: a value must be of the kind that is expected (bool, integer, float, complex), so 2.0
     is no int; where a float is expected, a whole number will do. Which integer, which float does not
     matter: float64 for float32, a 0-dimensional tensor for a number. With `types` = "exact" it does: the
-    very dtype, the very type of number.
+    very dtype, int or float itself (numpy's float64 is a float, its int64 is no int).
 
     Args:
         expected: the right value.
@@ -189,7 +189,7 @@ def _number_difference(
     expected: Any, came: Any, path: str, *, rtol: float, atol: float, types: Types
 ) -> Difference | None:
     wanted, number = as_number(expected), as_number(came)
-    if number is None or (types == "exact" and type(came) is not type(expected)):
+    if number is None or (types == "exact" and not isinstance(came, type(expected))):
         return differ(expected, came, path)
     # Integers count things: a tolerance would let a count that is slightly off pass.
     exact = isinstance(wanted, int)

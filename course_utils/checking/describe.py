@@ -25,7 +25,7 @@ def describe(value: Any) -> str:
         Shape and dtype of a tensor or array, a shortened repr of the rest.
     """
     try:
-        with time_limit(2):
+        with time_limit(1):
             return _describe(value)
     except KeyboardInterrupt:
         raise  # the learner pressed stop

@@ -124,12 +124,13 @@ def _argument_difference(
 ) -> Difference | None:
     """The argument that the answer changed in place although the reference does not, or changes otherwise."""
     before = arguments(exercise, case.args, case.kwargs)
+    exactly = {"rtol": 0, "atol": 0, "types": "exact"}
     for name, argument in expected.arguments.items():
         right, left = state(argument, name), state(came.arguments.get(name), name)
         if expected.gradients:  # compared already
             right = {place: value for place, value in right.items() if not place.endswith(".grad")}
-        kept = _first(state(before[name], name), right, {"rtol": 0, "atol": 0, "types": "exact"}) is None
-        how = {"rtol": 0, "atol": 0, "types": "kind"} if kept else options | {"types": "kind"}
+        kept = _first(state(before[name], name), right, exactly) is None
+        how = exactly if kept else options | {"types": "kind"}
         place, found = _first(right, left, how) or ("", None)
         if found is None:
             continue

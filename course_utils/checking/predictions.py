@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from course_utils.checking.compare import as_number, numbers_agree
-from course_utils.checking.describe import describe
+from course_utils.checking.describe import describe, shorten
 from course_utils.checking.spec import FAILED, NOT_ATTEMPTED, PASSED, Prediction, Result
 
 PREFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -56,7 +56,7 @@ def accepted(rtol: float) -> str:
     Returns:
         Such as "within 0.5 % of the answer".
     """
-    return f"within {100 * rtol:.3g} % of the answer" if rtol else "exactly"
+    return f"within {100 * rtol:.3g} % of the answer" if rtol else "the exact number"
 
 
 def _as_number(value: Any) -> int | float | complex | None:
@@ -75,7 +75,7 @@ def _judge_choice(prediction: Prediction, right: str, value: Any, id: str) -> Re
         planted = planted() if callable(planted) else planted
         if value.strip().lower() == str(planted).strip().lower():
             advice = f"Likely mistake: {message}"
-    lines = [f"{id}: failed. {value!r} is not the answer."] + [advice] * bool(advice)
+    lines = [f"{id}: failed. {shorten(repr(value))} is not the answer."] + [advice] * bool(advice)
     return Result(FAILED, 1, "\n  ".join(lines))
 
 
