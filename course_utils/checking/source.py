@@ -29,10 +29,13 @@ def own_frames(error: BaseException, call: Callable | None = None) -> list[tuple
         (code, line number in its file), outermost first.
     """
     found, step = [], error.__traceback__
+    own = getattr(call, "__code__", None)
     while step is not None:
         code = step.tb_frame.f_code
         ours = code.co_filename.startswith(OTHERS) or any(name in code.co_filename for name in PACKAGES)
-        if not ours and code is not getattr(call, "__code__", None):
+        if own is not None and code.co_filename == own.co_filename:  # `call`, or a comprehension in it
+            ours |= f"{code.co_qualname}.".startswith(f"{own.co_qualname}.")
+        if not ours:
             found.append((code, step.tb_lineno))
         step = step.tb_next
     return found

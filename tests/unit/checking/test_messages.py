@@ -150,10 +150,9 @@ def test_a_function_where_a_class_is_asked_for():
 
 
 def test_tensors_in_containers_are_shown_by_their_shape():
-    pair = {"weight": torch.ones(2, 3), "rows": [np.ones(2)], "bias": torch.nn.Parameter(torch.ones(1))}
-    text = describe(pair)
+    text = describe({"weight": torch.ones(2, 3), "rows": [np.ones(2)]})
     assert "<float32 tensor of shape (2, 3)>" in text and "<float64 array of shape (2,)>" in text
-    assert "tensor([" not in text and "array([" not in text
+    assert "<float32 tensor of shape (1,)>" in describe([torch.nn.Parameter(torch.ones(1))])
 
 
 def test_only_lines_of_the_learner_are_shown():
