@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from course_utils.quantize import affine
 from course_utils.quantize.layerwise.block import Block
-from course_utils.quantize.layerwise.finding import block_linears
+from course_utils.quantize.layerwise.finding import MINIMUM_SHARE, block_linears, check_coverage
 
 
 def each_linear(
@@ -50,19 +50,43 @@ def each_linear(
     return edit
 
 
-def round_to_nearest(model: nn.Module, scheme: affine.Scheme, clip_search: bool = False) -> None:
+def round_to_nearest(model: nn.Module, scheme: affine.Scheme, clip_search: bool = False,
+                     minimum_share: float = MINIMUM_SHARE) -> None:
     """Fake-quantize the linear layers of all blocks in place. Needs no text: the baseline of every method.
 
     Args:
         model: any model with blocks.
         scheme: what to quantize to.
         clip_search: choose each group's range by squared error (`affine.search_clip`).
+        minimum_share: of the model's matrix weights, as for `check_coverage`.
 
     Raises:
-        ValueError: when a weight cannot be quantized so; names the layer.
+        TypeError: when a weight is no float; names the layer.
+        ValueError: when a weight cannot be quantized so; names the layer. As `check_coverage`.
     """
+    check_coverage(model, minimum_share)
+    check_weights(model, scheme)
     for name, linear in block_linears(model).items():
         try:
             linear.weight.data.copy_(affine.fake_quantize(linear.weight, scheme, clip_search))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+
+
+def check_weights(model: nn.Module, scheme: affine.Scheme) -> None:
+    """Refuse a model whose linear layers a scheme does not fit, before the first is changed.
+
+    Args:
+        model: any model with blocks.
+        scheme: what their weights are to be quantized to.
+
+    Raises:
+        TypeError: as `affine.check_weight`, with the layer's name.
+        ValueError: as `affine.check_weight`, `affine.to_groups`, `affine.parameters`, with the layer's name.
+    """
+    for name, linear in block_linears(model).items():
+        try:
+            affine.check_weight(linear.weight)
+            affine.parameters(affine.to_groups(linear.weight.detach(), scheme), scheme)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from None
