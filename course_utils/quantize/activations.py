@@ -169,7 +169,7 @@ def smooth(model: nn.Module, statistics: dict[str, AbsMax], alpha: float = 0.5) 
                      for norm, linears in layerwise.norm_readers(block))
         return False  # nothing is changed yet
 
-    layerwise.walk(model, torch.arange(3, 19)[None], find, progress=False)
+    layerwise.walk(model, layerwise.short_text(model), find, progress=False)
     if not pairs:
         raise ValueError(f"no linear layer of {type(model).__name__} reads a norm: nothing can be smoothed")
     for name in (name for _, linears in pairs for name in linears):
@@ -203,9 +203,10 @@ def linear_calls(
         minimum_share: of the model's matrix weights, as for `layerwise.check_coverage`.
 
     Raises:
-        ValueError: as `layerwise.check_coverage`.
+        ValueError: as `layerwise.check_coverage` and `layerwise.check_replaceable`.
     """
     layerwise.check_coverage(model, minimum_share)
+    layerwise.check_replaceable(model)
     layers = layerwise.block_linears(model)
     try:
         for name, layer in layers.items():

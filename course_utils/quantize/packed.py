@@ -229,10 +229,12 @@ def replace_linears(
 
     Raises:
         TypeError: as `affine.quantize`, with the layer's name.
-        ValueError: as `affine.quantize`, with the layer's name, and as `layerwise.check_coverage`.
+        ValueError: as `affine.quantize`, with the layer's name, and as `layerwise.check_coverage` and
+            `layerwise.check_replaceable`.
     """
     layerwise.check_coverage(model, minimum_share)
     layerwise.check_weights(model, scheme)
+    layerwise.check_replaceable(model)
     linears = layerwise.block_linears(model)
     packed = {}
     for name, linear in tqdm(linears.items(), "packing", leave=False, disable=not progress, delay=2):

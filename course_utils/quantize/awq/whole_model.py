@@ -51,7 +51,8 @@ def scaling_groups(block: nn.Module) -> list[Group]:
     """
     linears, readers = layerwise.linears_of(block), layerwise.NORM_READERS
     needed = {*itertools.chain(*readers.values()), "self_attn.o_proj", "mlp.down_proj"}
-    if set(linears) != needed or not all(hasattr(block, norm) for norm in readers):
+    norms = [getattr(getattr(block, name, None), "weight", None) for name in readers]
+    if set(linears) != needed or any(weight is None for weight in norms):
         raise ValueError(f"{type(block).__name__} is no Llama-style block: AWQ needs a norm before q, k, v, "
                          "one before gate, up; then o, down; and no other linear layer")
     attention, mlp = block.self_attn, block.mlp

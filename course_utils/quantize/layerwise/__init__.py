@@ -32,18 +32,25 @@ from course_utils.quantize.layerwise.finding import (
     NORM_READERS,
     block_linears,
     check_coverage,
+    check_untied,
     coverage,
     find_blocks,
     linears_of,
+    short_text,
 )
 from course_utils.quantize.layerwise.folding import fold_scale, folds, norm_readers
-from course_utils.quantize.layerwise.replacing import check_weights, each_linear, round_to_nearest
+from course_utils.quantize.layerwise.replacing import (
+    check_replaceable,
+    check_weights,
+    each_linear,
+    round_to_nearest,
+)
 from course_utils.quantize.layerwise.statistics import AbsMax, Hessian, MeanAbs, Sample, Together
 from course_utils.quantize.layerwise.walking import capture, collect_statistics, walk
 
 __all__ = [
     "MINIMUM_SHARE", "NORM_READERS", "AbsMax", "Block", "Call", "Hessian", "MeanAbs", "Sample", "Together",
-    "block_linears", "capture", "check_coverage", "check_weights", "collect_statistics", "coverage",
-    "each_linear", "find_blocks", "fold_scale", "folds", "linears_of", "norm_readers", "round_to_nearest",
-    "walk",
+    "block_linears", "capture", "check_coverage", "check_replaceable", "check_untied", "check_weights",
+    "collect_statistics", "coverage", "each_linear", "find_blocks", "fold_scale", "folds", "linears_of",
+    "norm_readers", "round_to_nearest", "short_text", "walk",
 ]  # fmt: skip

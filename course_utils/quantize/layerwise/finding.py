@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 MINIMUM_SHARE = 0.9  # of a model's matrix weights, that a method for linear layers has to reach
@@ -62,6 +63,39 @@ def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """
     return {f"{name}.{inner}": layer for name, block in find_blocks(model)
             for inner, layer in linears_of(block).items()}
+
+
+def check_untied(model: nn.Module) -> None:
+    """Refuse a model whose blocks share weights: a change in one block would be one in the other too.
+
+    Args:
+        model: any model with blocks.
+
+    Raises:
+        ValueError: when a parameter of a block also stands somewhere else.
+    """
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(id(parameter), []).append(name)
+    for name, block in find_blocks(model):
+        for inner, parameter in block.named_parameters():
+            others = [place for place in places[id(parameter)] if place != f"{name}.{inner}"]
+            if others:
+                raise ValueError(f"{name}.{inner} is the same tensor as {others[0]}: a change of one would "
+                                 "change both")
+
+
+def short_text(model: nn.Module) -> Tensor:
+    """A made-up text, enough to see how a model is wired.
+
+    Args:
+        model: has an embedding, the first of which is that of the tokens.
+
+    Returns:
+        LongTensor [1, 16] of token ids.
+    """
+    vocabulary = next(m for m in model.modules() if isinstance(m, nn.Embedding)).num_embeddings
+    return torch.arange(3, 19)[None] % vocabulary
 
 
 def coverage(model: nn.Module) -> float:

@@ -13,7 +13,7 @@ from transformers import Cache
 
 from course_utils.quantize.layerwise.backup import Backup
 from course_utils.quantize.layerwise.block import Block, Call
-from course_utils.quantize.layerwise.finding import find_blocks
+from course_utils.quantize.layerwise.finding import check_untied, find_blocks
 
 
 def walk(
@@ -45,10 +45,11 @@ def walk(
 
     Raises:
         TypeError: when `tokens` is of another kind.
-        ValueError: when there are no tokens or no blocks, or the blocks run in another way.
+        ValueError: when there are no tokens or no blocks, the blocks share weights, or run in another way.
     """
     batches = _batches(tokens, batch_size)
     blocks = find_blocks(model)
+    check_untied(model)
     was_training = model.training
     model.eval()
     backup = Backup()

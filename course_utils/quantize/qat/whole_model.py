@@ -26,13 +26,15 @@ def prepare(model: nn.Module, spec: Spec, minimum_share: float = layerwise.MINIM
 
     Raises:
         ValueError: when the model is prepared already, a weight cannot be quantized, or as
-            `layerwise.check_coverage`.
+            `layerwise.check_coverage`, `layerwise.check_untied` and `layerwise.check_replaceable`.
         TypeError: when a weight is no float.
     """
     linears = layerwise.block_linears(model)
     if any(isinstance(linear, FakeQuantLinear) for linear in linears.values()):
         raise ValueError("this model is prepared already: load it again, or prepare a copy made before")
     layerwise.check_coverage(model, minimum_share)
+    layerwise.check_untied(model)
+    layerwise.check_replaceable(model)
     layers = {name: FakeQuantLinear(linear, spec) for name, linear in linears.items()}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
