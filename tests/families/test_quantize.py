@@ -27,17 +27,16 @@ from course_utils.quantize import (
 )
 from course_utils.quantize.affine import Scheme
 from course_utils.quantize.layerwise import AbsMax, Hessian
-from tests.families.models import FAMILIES, VOCABULARY, logits, off, tiny, tokens
+from tests.families.models import FAMILIES, MORE_FAMILIES, VOCABULARY, logits, off, tiny, tokens
 
 SCHEME = Scheme(4, 16)
 EXACT = 1e-4  # logits that are equal up to float rounding
 
 
 def linears(model):
-    """The linear layers of the blocks, found otherwise than the library does: all but the output layer."""
-    output = model.get_output_embeddings()
+    """The linear layers of the blocks, found by their names: these have a number in it."""
     return {name: layer for name, layer in model.named_modules()
-            if isinstance(layer, nn.Linear) and layer is not output}
+            if isinstance(layer, nn.Linear) and any(part.isdigit() for part in name.split("."))}
 
 
 @torch.no_grad()
@@ -122,13 +121,13 @@ def smooth(model, **_):
 
 
 def keep_salient(model, tmp_path=None, **share):
+    found = awq.model_importance(model, tokens(), progress=False)
     importance = {name: x.abs().mean(0) for name, x in inputs(model).items()}
     wanted = rounded(model)
     with torch.no_grad():
         for name, layer in linears(wanted).items():
             kept = importance[name].argsort()[-max(1, round(0.1 * len(importance[name]))):]
             layer.weight[:, kept] = model.get_submodule(name).weight[:, kept]
-    found = awq.model_importance(model, tokens(), progress=False)
     awq.keep_salient(model, found, SCHEME, fraction=0.1, **share)
     assert equal(model, wanted)
 
@@ -196,7 +195,7 @@ def save_and_load(model, tmp_path=None, **share):
 
 def tiny_state(model):
     """The state of a fresh model of the same family."""
-    name = next(name for name in FAMILIES if type(tiny(name)) is type(model)
+    name = next(name for name in FAMILIES | MORE_FAMILIES if type(tiny(name)) is type(model)
                 and tiny(name).config.to_dict() == model.config.to_dict())
     return tiny(name).state_dict()
 
@@ -223,15 +222,23 @@ MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 CONV1D, SHARE = "weights are in Conv1D layers", "hold [0-9]+% of its matrix weights"
 NO_FOLD, NO_NORM = "no factor can move", "reads a norm: nothing"
 NO_SCALE, NAMES = "no scale folds away", "is no Llama-style block"
+NOT_RUN, NOT_REPLACED = "runs 0 times when its block runs once", "they cannot be replaced"
 REFUSED = {(function.__name__, "gpt2"): CONV1D for function in FUNCTIONS}
-REFUSED |= {(function.__name__, family): SHARE for family in MIXTURES for function in FUNCTIONS
+REFUSED |= {(function.__name__, family): SHARE for function in FUNCTIONS
+            for family in (*MIXTURES, "deepseek_v3", "qwen3_next", "gpt_oss")
             if function not in (statistics, smooth)}
-REFUSED |= {("smooth", family): NO_FOLD for family in ("gemma", "gemma2", "gemma3", "qwen2_moe")}
-REFUSED |= {("smooth", "olmo2"): NO_NORM}
+REFUSED |= {("smooth", family): NO_FOLD for family in (
+    "gemma", "gemma2", "gemma3", "qwen2_moe", "nemotron", "deepseek_v3", "qwen3_next", "opt, norms last")}
+REFUSED |= {("smooth", family): NO_NORM for family in ("olmo2", "olmo", "rwkv")}
+REFUSED |= {(function.__name__, "mamba"): NOT_RUN
+            for function in (statistics, smooth, keep_salient, gptq_model, save_and_load)}
+REFUSED |= {(function.__name__, family): NOT_REPLACED for family in ("mamba", "rwkv")
+            for function in (replace_linears, prepare_and_convert, linear_calls)}
 for _name in ("awq_model", "save_awq"):
     REFUSED |= {(_name, family): NO_SCALE for family in ("gemma", "gemma2", "gemma3")}
     REFUSED |= {(_name, family): NAMES for family in (
-        "phi", "phi3", "olmo2", "cohere", "starcoder2", "gptj", "gpt_neox", "opt", "bloom", "falcon")}
+        "phi", "phi3", "olmo2", "cohere", "starcoder2", "gptj", "gpt_neox", "opt", "bloom", "falcon",
+        "nemotron", "olmo", "mamba", "rwkv", "stablelm in parallel", "opt, norms last")}
 
 
 def attempt(function, family, folder, **share):
@@ -250,7 +257,7 @@ def attempt(function, family, folder, **share):
         return str(error)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_exact_or_refused(function, family, tmp_path):
     reason = attempt(function, family, tmp_path)
@@ -318,7 +325,7 @@ if __name__ == "__main__":
     print("| family | " + " | ".join(function.__name__ for function in FUNCTIONS) + " |")
     print("|---" * (len(FUNCTIONS) + 1) + "|")
     reasons = {}
-    for family in sys.argv[1:] or FAMILIES:
+    for family in sys.argv[1:] or [*FAMILIES, *MORE_FAMILIES]:
         cells = []
         for function in FUNCTIONS:
             with tempfile.TemporaryDirectory() as folder:

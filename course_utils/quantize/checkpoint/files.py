@@ -157,8 +157,9 @@ def read(folder: str | Path) -> tuple[dict[str, GPTQWeight], dict[str, Tensor]]:
     """
     folder = Path(folder)
     settings = _settings(folder)
-    scheme = Scheme(settings["bits"], None if settings["group_size"] == -1 else settings["group_size"],
-                    symmetric=bool(settings.get("sym", True)))
+    group = None if settings["group_size"] == -1 else settings["group_size"]
+    with named(f"{folder}: quantization settings"):
+        scheme = Scheme(settings["bits"], group, symmetric=bool(settings.get("sym", True)))
     format = settings.get("checkpoint_format") or settings.get("format") or "gptq"
     tensors = _all_tensors(folder)
     names = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]

@@ -84,26 +84,23 @@ def layer_from_tensors(tensors: dict[str, Tensor], scheme: Scheme, format: str) 
         if tensors[part].dtype != torch.int32 or tensors[part].ndim != 2:
             raise ValueError(f"{part} is {tensors[part].dtype} {list(tensors[part].shape)}, no int32 matrix")
     q = unpack_words(tensors["qweight"], scheme.bits)
-    scale = tensors["scales"].float()
     zero = zeros_from_words(tensors["qzeros"], scheme.bits, format)
-    if scheme.symmetric:
-        versions = [zeros_from_words(tensors["qzeros"], scheme.bits, version) for version in FORMATS]
-        fitting = [found for found in versions if bool((found == -scheme.qmin).all())]
-        if not fitting:
-            raise ValueError(f"zero points that are not all {-scheme.qmin}, as those of symmetric "
-                             f"{scheme.bits} bits are: is it asymmetric (sym: false)?")
-        zero = fitting[0]
-    g_idx = tensors.get("g_idx")
+    scale, g_idx, group = tensors["scales"].float(), tensors.get("g_idx"), scheme.group or len(q)
     if g_idx is None:
-        group = scheme.group or len(q)
+        g_idx = (torch.arange(len(q)) // group).to(torch.int32)
         if len(scale) != math.ceil(len(q) / group):
             raise ValueError(f"{len(q)} inputs in groups of {group} do not fit {len(scale)} row(s) of scales")
-        g_idx = (torch.arange(len(q)) // group).to(torch.int32)
     if len(g_idx) != len(q) or zero.shape != scale.shape or scale.shape[1] != q.shape[1]:
         raise ValueError(f"shapes that do not fit: integers {list(q.shape)}, zero points {list(zero.shape)}, "
                          f"scales {list(scale.shape)}, g_idx {list(g_idx.shape)}")
     if len(g_idx) and not 0 <= int(g_idx.min()) <= int(g_idx.max()) < len(scale):
         raise ValueError(f"g_idx names group {int(g_idx.max())} of {len(scale)}")
+    if scheme.symmetric:
+        versions = (zeros_from_words(tensors["qzeros"], scheme.bits, version) for version in FORMATS)
+        zero = next((found for found in versions if bool((found == -scheme.qmin).all())), None)
+        if zero is None:
+            raise ValueError(f"zero points that are not all {-scheme.qmin}, as those of symmetric "
+                             f"{scheme.bits} bits are: is it asymmetric (sym: false)?")
     kind = torch.int8 if scheme.symmetric else torch.uint8
     q = (q.T.to(torch.int16) + scheme.qmin).to(kind)
     return GPTQWeight(q, scale.T.contiguous(), zero.T.float() + scheme.qmin, g_idx, scheme, damping=0.0)
