@@ -174,8 +174,27 @@ def _by_numbers_of_elements(x, scale, scheme):
     return fake_quantize(x, learned, torch.zeros_like(learned), scheme)
 
 
+
+def _detached_bias(x, weight, bias, ws, xs):
+    return _by_difference(x, weight, bias if bias is None else bias.detach(), ws, xs)
+
+
+def _full_grid_always(x, scale, scheme):
+    return _paper(x, scale, affine.Scheme(scheme.bits, scale_dtype=torch.float32))
+
+
+def _clamped_by_hand(steps, low, high):
+    q = torch.round(steps)
+    inside = ((q >= low) & (q <= high)).to(steps.dtype)
+    kept = torch.maximum(torch.minimum(q, torch.as_tensor(high).to(q)), torch.as_tensor(low).to(q))
+    return kept.detach() + inside * (steps - steps.detach())
+
+
+WRONG["fake_quant_linear"].append((_detached_bias, "gradient of bias"))
+WRONG["learned_scale"].append((_full_grid_always, "mirrored grid"))
+
 RIGHT = {
-    "straight_through": [StraightThrough.apply, _masked],
+    "straight_through": [StraightThrough.apply, _masked, _clamped_by_hand],
     "fake_quant_linear": [_by_hand, _by_difference],
     "learned_scale": [_paper, _two_terms, _by_numbers_of_elements],
     "predict_slope": [0, 0.0],
