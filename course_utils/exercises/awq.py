@@ -26,10 +26,6 @@ def _importance_cases():
         Case(torch.randn(2, 3, 4, 5, generator=generator), label="four dimensions"),
         Case(torch.tensor([[-2.0, 2.0], [-2.0, -2.0]]), label="all of one size, signs differ"),
         Case((torch.rand(300, 3, generator=generator) + 1).bfloat16(), label="bfloat16 input"),
-        Case(torch.randn(5, 3, generator=generator).double(), label="float64 input: float32 comes back"),
-        Case(torch.randn(4, 3, 5, generator=generator).transpose(0, 1)[..., ::2],
-             label="texts that are not contiguous"),
-        Case(1e-10 * torch.randn(1, 7, generator=generator), label="one token, tiny values"),
     ]
 
 
@@ -40,8 +36,6 @@ def _flat(inputs):
 CHANNEL_IMPORTANCE = Exercise(
     reference=awq.channel_importance,
     cases=_importance_cases,
-    exact_dtype=True,
-    atol=0.0,
     mistakes=[
         Mistake(
             "the mean without the absolute value. Positive and negative inputs cancel, yet both carry the "
@@ -96,9 +90,6 @@ def _scale_cases():
         Case(importance * 1000, 0.3, label="large activations"),
         Case(dead, 0.5, label="a channel that is always 0"),
         Case(torch.tensor([4.0]), 0.5, label="a single channel"),
-        Case(torch.tensor([1e-30, 1e-9, 1e-7, 0.3, 2.0]), 0.5, label="powers below and just above 1e-4"),
-        Case(torch.zeros(3), ratio=0.4, label="all channels are 0"),
-        Case(importance.double(), 1.0, label="ratio 1, float64"),
     ]
 
 
@@ -174,10 +165,6 @@ def _fold_cases():
         Case(filled(nn.Linear(4, 5)), [filled(nn.Linear(5, 5))], scale(5), label="both with a bias"),
         Case(filled(nn.LayerNorm(7)), [filled(nn.Linear(7, 7)), filled(nn.Linear(7, 2))], scale(7),
              label="a LayerNorm with a bias"),
-        Case(filled(nn.LayerNorm(3, bias=False)), [filled(nn.Linear(3, 5))], scale(3),
-             label="a LayerNorm without a bias"),
-        Case(filled(nn.Linear(2, 6)), [filled(nn.Linear(6, 6)), filled(nn.Linear(6, 1, bias=False))],
-             scale(6) * 1e-3, label="small factors, one reader with a bias and one without"),
     ]
 
 

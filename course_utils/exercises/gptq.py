@@ -20,18 +20,14 @@ def _hessian_cases():
         Case([torch.randn(3, 5), torch.zeros(4, 5)], label="a batch of zeros still counts"),
         Case([strided], label="inputs that are not contiguous"),
         Case([torch.tensor([[1.0, 2.0]])], label="one token"),
-        Case([torch.randn(4, 1), torch.randn(3, 1)], label="one input"),
-        Case([20 * one[30:], one[:30]], label="large inputs first"),
     ]
 
 
 def _accumulate(cls, batches):
-    statistic, seen = cls(), {}
-    for n, batch in enumerate(batches, start=1):
+    statistic = cls()
+    for batch in batches:
         statistic.add(batch)
-        name = "result" if n == len(batches) else f"matrix after batch {n} of {len(batches)}"
-        seen[name] = read_twice(lambda: statistic.matrix, "matrix")
-    return seen
+    return read_twice(lambda: statistic.matrix, "matrix")
 
 
 def _wrong(matrix):
@@ -59,7 +55,6 @@ HESSIAN = Exercise(
     reference=layerwise.Hessian,
     call=_accumulate,
     cases=_hessian_cases,
-    exact_dtype=True,
     rtol=1e-4,
     atol=1e-5,
     mistakes=[
@@ -77,7 +72,7 @@ HESSIAN = Exercise(
         Mistake("the sum of all batches is divided by the size of the last one.",
                 _wrong(lambda batches: 2 * _all(batches).T @ _all(batches) / len(batches[-1]))),
     ],
-    hint="What does one token add to the matrix? And what must be kept so that a long batch counts for more?",
+    hint="Each token x adds the outer product of x with itself; x.T @ x does that for all rows of x at once.",
 )
 
 
@@ -104,11 +99,6 @@ def _column_cases():
     cases.append(Case(strided, 1, strided[:, 1].round(), _factor(3), label="a weight that is not contiguous"))
     weight = torch.randn(3, 4)
     cases.append(Case(weight, 1, weight[:, 1].clone(), _factor(4), label="no rounding error: nothing moves"))
-    weight = 1e-3 * torch.randn(5, 7)
-    cases.append(Case(weight, 2, 3e-4 * (weight[:, 2] / 3e-4).round(), 50 * _factor(7),
-                      label="small weights, a grid with steps of 0.0003"))
-    weight = torch.randn(3, 1).double()
-    cases.append(Case(weight, 0, weight[:, 0].round(), _factor(1).double(), label="one column, float64"))
     return cases
 
 
@@ -170,7 +160,7 @@ COLUMN_UPDATE = Exercise(
         Mistake("the weights are right, but the error must be returned divided by the diagonal element.",
                 _unscaled_error),
     ],
-    hint="Which numbers of the factor say how far the other columns move? Try two columns on paper.",
+    hint="One row of the factor times each row's scaled error: an outer product, taken from the weight.",
 )
 
 
@@ -187,8 +177,6 @@ def _nibble_cases():
         Case(torch.randint(0, 16, (32, 5)), label="several words and columns"),
         Case(torch.randint(0, 16, (16, 2)).to(torch.uint8), label="integers that come as uint8"),
         Case(torch.randint(0, 16, (6, 24)).T[:, ::2], label="integers that are not contiguous"),
-        Case(torch.randint(8, 16, (24, 3)).to(torch.int8), label="integers that come as int8"),
-        Case(torch.randint(0, 16, (40, 1)).to(torch.int32), label="integers that come as int32"),
     ]
 
 
@@ -210,7 +198,6 @@ def _signed_sum(values):
 PACK = Exercise(
     reference=checkpoint.pack_nibbles,
     cases=_nibble_cases,
-    exact_dtype=True,
     mistakes=[
         Mistake("the first integer stands in the highest bits. It belongs into the lowest four.",
                 lambda values: _pack(values, 4 * torch.arange(7, -1, -1))),
@@ -223,15 +210,12 @@ PACK = Exercise(
         Mistake("words with the highest bit set came out as 2147483647: build them as int64, then convert.",
                 _signed_sum),
     ],
-    hint="Which rows end up in one word, and at which bit does each begin? Mind what int32 does with bit 31.",
+    hint="Group the rows by eight, shift the i-th of a group left by 4 * i bits as int64, and add them up.",
 )
 
 
 def _word_cases():
-    cases = [Case(checkpoint.pack_nibbles(case.args[0]), label=case.label) for case in _nibble_cases()]
-    words = checkpoint.pack_nibbles(torch.randint(0, 16, (24, 8)))
-    return [*cases, Case(words[:, ::2], label="words that are not contiguous"),
-            Case(words.T, label="transposed words")]
+    return [Case(checkpoint.pack_nibbles(case.args[0]), label=case.label) for case in _nibble_cases()]
 
 
 def _unpack(words, shifts=None, mask=15):
@@ -249,7 +233,6 @@ def _unpack_strided(words):
 UNPACK = Exercise(
     reference=checkpoint.unpack_nibbles,
     cases=_word_cases,
-    exact_dtype=True,
     mistakes=[
         Mistake("the bits above the four are still there: keep the lowest four with & 15.",
                 lambda words: _unpack(words, mask=None)),
@@ -260,7 +243,7 @@ UNPACK = Exercise(
         Mistake("the first integers of all words come first. The eight of one word belong together.",
                 _unpack_strided),
     ],
-    hint="How does the second integer of a word get to its lowest bits, and how do the others go?",
+    hint="Shift the words right by 0, 4, ... 28 bits along a new dimension, and keep four bits of each.",
 )
 
 

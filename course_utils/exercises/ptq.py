@@ -176,7 +176,7 @@ def _group_cases():
         Case(_positive_edges(randn(5, 12, seed=23), 12), 8, 12, label="one group a row"),
         Case(_positive_edges(randn(4, 20, seed=24), 4).t().contiguous().t(), 2, 4, label="other strides"),
         Case(_positive_edges(randn(3, 35, seed=26), 7) * 1e-6, 5, 7, label="values of 1e-6, odd sizes"),
-        Case(randn(2, 3, seed=27).abs(), 4, 1, label="each value is a group"),
+        Case(randn(2, 3, seed=27).abs(), 4, 1, exact_dtype=True, label="each value is a group"),
         Case(torch.tensor([[-7.5, 3.2, 1.1, 6.6], [0.4, -15.0, 9.1, 14.6]]), 4, 4,
              label="the largest magnitude is negative: it becomes the lowest integer, -8"),
         Case(randn(2, 30, seed=25), 4, 16, raises=ValueError, label="a group that does not fit"),
@@ -330,7 +330,9 @@ def _smoothing_cases():
              label="values below, at and just above 1e-5"),
         Case(torch.tensor([1e-5, 1.0, 1e-3]), torch.tensor([1e6, 2.0, 1e8]), 0.5,
              label="large weights: a factor below 1e-5"),
-        Case(x_absmax=x[:1], w_absmax=w[:1], alpha=0.3, label="a single channel"),
+        Case(torch.tensor([1e-5, 1e-5]), torch.tensor([1e5, 3e4]), 0.5,
+             label="factors just at and just above 1e-5"),
+        Case(x[:1], w[:1], alpha=0.3, exact_dtype=True, label="a single channel"),
     ]
 
 
@@ -359,7 +361,7 @@ SMOOTHING = Exercise(
         ),
         Mistake(
             "this is the inverse: activations are divided by s, so s is large where they are.",
-            lambda x, w, alpha=0.5: 1 / _smoothing(x, w, alpha),
+            lambda x, w, alpha=0.5: w.clamp(min=1e-5) ** (1 - alpha) / x.clamp(min=1e-5) ** alpha,
         ),
         Mistake("alpha is always 0.5: use the argument.", lambda x, w, alpha=0.5: _smoothing(x, w)),
     ],

@@ -137,37 +137,6 @@ def _fold_new_parameters(previous, layers, scale):
         layer.weight = nn.Parameter(torch.einsum("oi,i->oi", layer.weight.detach(), scale))
 
 
-# --- what passed once ---------------------------------------------------------------------------------------
-
-
-def _importance_in_float64(inputs):
-    return inputs.double().abs().reshape(-1, inputs.shape[-1]).mean(0)
-
-
-def _importance_with_epsilon(inputs):
-    return _importance_by_dims(inputs).clamp(min=1e-8)
-
-
-def _scale_with_floor_of_3(importance, ratio):
-    s = (importance**ratio).clamp(min=1e-3)
-    return s / (s.max() * s.min()).sqrt()
-
-
-def _fold_first_bias_only(previous, layers, scale):
-    """Takes the bias of a linear layer, not that of a norm."""
-    bias = getattr(previous, "bias", None)
-    kept = None if bias is None else bias.data.clone()
-    _fold_by_diagonals_or_rows(previous, layers, scale)
-    if isinstance(previous, nn.LayerNorm) and kept is not None:
-        previous.bias.data = kept
-
-
-def _fold_by_diagonals_or_rows(previous, layers, scale):
-    _divide(previous, scale)
-    for layer in layers:
-        layer.weight.data = layer.weight.data * scale[None]
-
-
 WRONG = {
     "channel_importance": [
         (_signed_mean, "without the absolute value"),
@@ -179,8 +148,6 @@ WRONG = {
         (_first_dimension, "first dimension only"),
         (_in_bfloat16, "two to three digits"),
         (lambda inputs: None, "is a `return` missing"),
-        (_importance_in_float64, "float64"),
-        (_importance_with_epsilon, "tiny values"),
     ],
     "predict_mixed_bits": [
         (0.99 * 3 + 0.16, "scale and zero point forgotten"),
@@ -205,10 +172,8 @@ WRONG = {
         (lambda a, r: _scale_by_logs(a, 1 - r), "turned round"),
         (lambda a, r: a**r / torch.sqrt((a**r).max() * (a**r).min()), "no lower bound"),
         (lambda a, r: _scale_by_logs(a.clamp(min=1e-4), r), "power first"),
-        (_scale_with_floor_of_3, "always 0|just above 1e-4"),
     ],
     "fold_scale": [
-        (_fold_first_bias_only, "bias"),
         (_fold_inverted, "other way round"),
         (_fold_next_only, "left as it was"),
         (_fold_without_bias, "bias of the layer before was forgotten"),
@@ -224,5 +189,5 @@ RIGHT = {
     "predict_mixed_bits": [0.99 * (3 + 19 / 64) + 0.16, 3.43],
     "predict_scaled_error": [0.5, 1 / 2.05],
     "awq_scale": [_scale_by_logs, _scale_in_steps],
-    "fold_scale": [_fold_by_diagonals, _fold_new_parameters, _fold_by_diagonals_or_rows],
+    "fold_scale": [_fold_by_diagonals, _fold_new_parameters],
 }

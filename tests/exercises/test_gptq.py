@@ -181,67 +181,6 @@ def _unpack_three_bits(words):
     return torch.stack([(word.long() >> (4 * i)) & 7 for word in words for i in range(8)]).to(torch.uint8)
 
 
-# --- what passed once ---------------------------------------------------------------------------------------
-
-
-class _InFloat64(_Base):
-    @property
-    def matrix(self):
-        x = torch.cat(self.batches).double()
-        return 2 * x.T @ x / len(x)
-
-
-class _FromFloat64(_Base):
-    """Right: the sum in float64, what is read in float32."""
-
-    @property
-    def matrix(self):
-        x = torch.cat(self.batches).double()
-        return (2 * x.T @ x / len(x)).float()
-
-
-class _FirstReading(_Base):
-    """Keeps what was read first, whatever is added later."""
-
-    @property
-    def matrix(self):
-        if not hasattr(self, "kept"):
-            x = torch.cat(self.batches)
-            self.kept = 2 * x.T @ x / len(x)
-        return self.kept
-
-
-def _pack_in_int64(values):
-    return _pack_loop(values).long()
-
-
-def _pack_in_the_dtype_that_comes(values):
-    words = torch.zeros(len(values) // 8, values.shape[1], dtype=torch.int32)
-    for row in range(len(values)):
-        words[row // 8] |= (values[row] << (4 * (row % 8))).int()
-    return words
-
-
-def _unpack_in_int64(words):
-    return _unpack_loop(words).long()
-
-
-def _unpack_int8(words):
-    return _unpack_loop(words).to(torch.int8)
-
-
-def _einsum(weight, column, rounded, factor):
-    error = (weight[:, column] - rounded).double() / factor[column, column].double()
-    moved = weight - torch.einsum("r,c->rc", error, factor[column].double()).to(weight)
-    return moved, error.to(weight)
-
-
-def _in_place(weight, column, rounded, factor):
-    error = (weight[:, column] - rounded) / factor[column, column]
-    weight[:, column:] -= error[:, None] * factor[column, column:]
-    return weight, error
-
-
 WRONG = {
     "Hessian": [
         (_NoTwo, "factor 2"),
@@ -249,8 +188,6 @@ WRONG = {
         (_LastOnly, "only the last batch"),
         (_MeanOfMeans, "mean of the batches' means"),
         (_NotDivided, "not divided by the number of tokens"),
-        (_InFloat64, "float64"),
-        (_FirstReading, "two batches"),
     ],
     "column_update": [
         (_adds, "against the error"),
@@ -258,21 +195,16 @@ WRONG = {
         (_forgets_the_diagonal, "not divided by the factor's diagonal"),
         (_rounds_only, "no other column"),
         (_full_inverse, "already rounded move too"),
-        (_in_place, "in place|itself"),
     ],
     "pack_nibbles": [
         (_pack_high_first, "highest bits"),
         (_pack_one_bit_steps, "neighbours overlap"),
         (_pack_far_rows, "rows far apart"),
-        (_pack_in_int64, "int64"),
-        (_pack_in_the_dtype_that_comes, "uint8"),
     ],
     "unpack_nibbles": [
         (_unpack_high_first, "highest four bits come first"),
         (_unpack_no_mask, "& 15"),
         (_unpack_three_bits, "three bits"),
-        (_unpack_in_int64, "int64"),
-        (_unpack_int8, "int8"),
     ],
     "predict_hessian_bytes": [
         (1536**2, "number of entries"),
@@ -288,8 +220,8 @@ WRONG = {
 }
 
 RIGHT = {
-    "Hessian": [_Base, _RunningMean, _FromFloat64],
-    "column_update": [_loops, _slices, _einsum],
+    "Hessian": [_Base, _RunningMean],
+    "column_update": [_loops, _slices],
     "pack_nibbles": [_pack_loop, _pack_numpy],
     "unpack_nibbles": [_unpack_loop, _unpack_bytes],
     "predict_hessian_bytes": [9.4e6, 1536 * 1536 * 4],

@@ -359,7 +359,7 @@ WRONG = {
         (_absmax_again, "absmax again"),
         (_division_by_zero, "row of zeros"),
         (_zero_point_epsilon, "values of 1e-30"),
-        (_zero_point_by_the_matrix, "need not contain 0|in one matrix"),
+        (_zero_point_by_the_matrix, "a transposed matrix"),
     ],
     "fake_quantize_groups": [
         (_one_scale_a_row, "scale for a whole row"),

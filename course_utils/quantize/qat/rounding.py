@@ -21,7 +21,7 @@ def straight_through(steps: Tensor, low: float | Tensor, high: float | Tensor) -
     Args:
         steps: float [...], a value counted in steps of the grid (x / scale).
         low: smallest integer, a number or a tensor that broadcasts.
-        high: largest integer, a number or a tensor that broadcasts.
+        high: largest integer, a number if `low` is one, else a tensor.
 
     Returns:
         float [...] of whole numbers.
