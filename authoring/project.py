@@ -43,7 +43,7 @@ class Project:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The content of pyproject.toml."""
-        return tomllib.loads((self.root / "pyproject.toml").read_text())
+        return tomllib.loads((self.root / "pyproject.toml").read_text(encoding="utf-8"))
 
     @property
     def repository(self) -> str:
@@ -236,6 +236,14 @@ def _named(path: Path | str) -> re.Match[str]:
     return found
 
 
+def _is_called(file: Path, name: str) -> bool:
+    """Whether a name is the file's key or number. A learner's copy beside it (04_gptq-Copy1) has neither."""
+    found = FILE_NAME.fullmatch(file.stem)
+    if found is None:
+        return False
+    return name == found["key"] or (name.isdigit() and int(name) == int(found["number"]))
+
+
 def select(files: list[Path], numbers: Sequence[str]) -> list[Path]:
     """The files that were asked for.
 
@@ -254,8 +262,7 @@ def select(files: list[Path], numbers: Sequence[str]) -> list[Path]:
     chosen = []
     for number in numbers:
         stem = Path(str(number)).stem
-        matches = [f for f in files if stem in (f.stem, key_of(f))
-                   or (stem.isdigit() and int(number_of(f)) == int(stem))]  # fmt: skip
+        matches = [f for f in files if stem == f.stem or _is_called(f, stem)]
         if not matches:
             raise ValueError(f"no lesson {number!r}: there are {', '.join(f.stem for f in files) or 'none'}.")
         chosen += [match for match in matches if match not in chosen]

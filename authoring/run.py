@@ -1,7 +1,7 @@
 """Run lessons end to end with papermill and say what each took and which exercises passed."""
 
+import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from nbformat import NotebookNode
 from rich.console import Console
 from rich.table import Table
 
+from authoring import places
 from authoring.project import Project
 from authoring.sync import replace_file
 
@@ -45,10 +46,11 @@ def run_lessons(
     kind: str = "solutions",
     parameters: dict[str, Any] | None = None,
     offline: bool = False,
+    out: Path | None = None,
     on_cell: Callable[[Path, int, int, NotebookNode], None] | None = None,
     done: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Execute notebooks into runs/<kind>/. One that fails does not keep the others from running.
+    """Execute notebooks. One that fails does not keep the others from running.
 
     Args:
         project: the course.
@@ -56,6 +58,8 @@ def run_lessons(
         kind: "solutions" or "notebooks".
         parameters: papermill parameters such as {"DEVICE": "cuda"}.
         offline: let no connection leave the machine.
+        out: folder for the executed notebooks, which go into its folder <kind>; chosen as
+            `places.runs_folder` does when left out.
         on_cell: called with (path, index, number of cells, cell) when a cell starts.
         done: called with the `Row` of each notebook when it has run.
 
@@ -63,11 +67,19 @@ def run_lessons(
         A row for each notebook; that of one that failed has its error.
 
     Raises:
-        ValueError: there is no notebook, or no such lesson.
+        ValueError: there is no notebook, no such lesson, the folder cannot be written, or a parameter
+            would not reach a notebook's code.
     """
+    from authoring.execute import check_parameters, read
+
     rows = []
-    for file in project.notebooks(kind, numbers):
-        rows.append(_run_one(project, file, kind, parameters, offline, on_cell))
+    files = project.notebooks(kind, numbers)
+    for file in files if parameters else ():
+        with contextlib.suppress(OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
+            check_parameters(read(file), parameters, str(project.relative(file)))
+    folder = places.writable_folder(places.runs_folder(project, out) / kind, "--out")
+    for file in files:
+        rows.append(_run_one(project, file, folder / file.name, parameters, offline, on_cell))
         if done:
             done(rows[-1])
     return rows
@@ -76,24 +88,27 @@ def run_lessons(
 def _run_one(
     project: Project,
     file: Path,
-    kind: str,
+    target: Path,
     parameters: dict[str, Any] | None,
     offline: bool,
     on_cell: Callable[[Path, int, int, NotebookNode], None] | None,
 ) -> Row:
     from authoring.execute import execute
 
-    target = project.root / "runs" / kind / file.name
     tell = (lambda *cell: on_cell(file, *cell)) if on_cell else None
     try:
         done = execute(file, file.parent, parameters=parameters, offline=offline, on_cell=tell)
     except Exception as error:  # an unreadable notebook, a kernel that does not start
         return Row(file.stem, 0.0, 0, 0, 0, project.relative(file), f"{type(error).__name__}: {error}")
-    replace_file(target, nbformat.writes(done.notebook))
+    error = done.error or ""
+    try:
+        replace_file(target, nbformat.writes(done.notebook))
+    except OSError as problem:  # the lesson ran, and the disk is full by now
+        error = error or f"{target} could not be written: {problem.strerror}"
     statuses = exercise_statuses(done.notebook)
     passed = sum(status == "passed" for status in statuses.values())
     shown = project.relative(target)
-    return Row(file.stem, done.seconds, done.peak_bytes, passed, len(statuses), shown, done.error or "")
+    return Row(file.stem, done.seconds, done.peak_bytes, passed, len(statuses), shown, error)
 
 
 def exercise_statuses(notebook: NotebookNode) -> dict[str, str]:
@@ -162,8 +177,10 @@ def main(project: Project, numbers: Sequence[str], **options: Any) -> int:
     Raises:
         ValueError: there is no notebook, or no such lesson.
     """
-    from authoring.progress import cells
+    from authoring.progress import cells, table_width
 
+    options["out"] = places.runs_folder(project, options.get("out"))
+    print(f"Executed notebooks go into {options['out']}", flush=True)
     with cells() as progress:
         rows = run_lessons(
             project,
@@ -174,7 +191,5 @@ def main(project: Project, numbers: Sequence[str], **options: Any) -> int:
             ),
             **options,
         )
-    # A narrow pipe would fold the paths.
-    width = None if Console().is_terminal else max(140, int(os.environ.get("COLUMNS", 0)))
-    Console(width=width).print(table(rows))
+    Console(width=table_width()).print(table(rows))
     return int(any(row.error for row in rows))

@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from tqdm import tqdm
 
+from course_utils import variables
 from course_utils.errors import CourseError
 
 NEVER = "sys_platform == 'never'"  # as an override: the package is left out, and what only it needs
@@ -261,8 +262,8 @@ def download(packages: dict[str, str], target: Target, folder: Path, scratch: Pa
                "--no-input", "--no-deps", *target.pip_options, "--requirement", str(pins),
                "--dest", str(folder)]
     with tqdm(total=len(packages), desc="Downloading packages", unit="package") as bar, _watch(scratch, bar):
-        done = subprocess.run(command, env=os.environ | {"TMPDIR": str(scratch)}, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True)
+        done = subprocess.run(command, env=variables.for_pip() | {"TMPDIR": str(scratch)},
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         raise CourseError("pip could not download the packages: "
