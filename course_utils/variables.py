@@ -51,10 +51,11 @@ def for_pip(python: str | Path = sys.executable) -> dict[str, str]:
         Value by name. Where pip could not be asked, its files stay as they are.
     """
     clean = dict(os.environ) if str(python) == sys.executable else for_python()
-    told = subprocess.run([str(python), "-m", "pip", "config", "list"], env=clean, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True)
     clean = {name: value for name, value in clean.items()
              if name not in _NOT_FOR_UV and _option(name) not in NOT_FOR_US}
+    # Asked without them, or PIP_PYTHON alone would send the question to another Python.
+    told = subprocess.run([str(python), "-m", "pip", "config", "list"], env=clean, stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True)
     if told.returncode:
         return clean
     files = {section: {} for section in _SECTIONS}

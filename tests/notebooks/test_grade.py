@@ -90,6 +90,47 @@ def test_tampered_cells_are_put_back_and_reported(synced, submit):
     ]
 
 
+@pytest.mark.parametrize("kind", ["markdown", "raw"])
+def test_an_answer_cell_of_another_type_is_made_a_code_cell_again_as_nbgrader_does(synced, submit, kind):
+    def change(notebook, cells):
+        answer(cells)
+        for name in ("ex-halve", "predict-bytes"):
+            cells[name].cell_type = kind
+            for field in ("outputs", "execution_count"):
+                cells[name].pop(field, None)
+        cells["predict-bytes"].source = "prediction = 4000"
+
+    graded = grade.grade(synced, submit(change))
+    assert points(graded) == {"predict-bytes": 1, "ex-halve": 2, "ex-counter": 0, "ex-double": 3}
+    assert sorted(graded.notes) == [
+        f"answer {name} had been turned into {kind}: turned back into code"
+        for name in ("ex-halve", "predict-bytes")
+    ]
+
+
+def test_a_file_named_as_it_was_handed_out_needs_its_folder_to_say_whose_it_is():
+    alone = grade.page_names([Path("/class/Zoë Å/90_sample.ipynb")], {"90_sample"})
+    assert alone == ["Zoë Å_90_sample"]
+
+
+def test_files_of_one_name_get_a_page_and_rows_each(synced, submit, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made = [submit(kind="solutions", name="first"), submit(name="second")]
+    paths = [Path("Zoë Å/L.ipynb"), Path("b/L.ipynb")]
+    for path, source in zip(paths, made, strict=True):
+        path.parent.mkdir()
+        source.rename(path)
+    given = [*paths, Path("b/../b/L.ipynb")]  # one of them twice
+    code = grade.main(synced, given, csv_path=Path("points.csv"), feedback=Path("pages"))
+    assert code == 0 and "is named twice: graded once" in capsys.readouterr().out
+    pages = {page.name: page.read_text(encoding="utf-8") for page in Path("pages").iterdir()}
+    assert sorted(pages) == ["Zoë Å_L.html", "b_L.html"]
+    assert "7 of 7 points" in pages["Zoë Å_L.html"] and "0 of 7 points" in pages["b_L.html"]
+    with open("points.csv", encoding="utf-8") as file:
+        rows = [row["submission"] for row in csv.DictReader(file)]
+    assert rows == [str(paths[0])] * 4 + [str(paths[1])] * 4
+
+
 @pytest.mark.parametrize(
     "trick",
     [
