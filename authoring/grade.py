@@ -232,7 +232,7 @@ def write_csv(grades: list[Grade], path: Path) -> None:
         for graded in grades:
             notes = "; ".join([graded.error] * bool(graded.error) + graded.notes)
             for name, (points, maximum) in graded.cells.items() or [("", ("", ""))]:
-                writer.writerow([graded.submission, graded.lesson, name, points, maximum, notes])
+                writer.writerow([_shown(graded.submission), graded.lesson, name, points, maximum, notes])
 
 
 def page_names(submissions: Sequence[Path]) -> list[str]:
@@ -268,6 +268,11 @@ def page_names(submissions: Sequence[Path]) -> list[str]:
 MOST_LETTERS = 60  # of a page's name: with 4 bytes a letter it is below the 255 bytes of file systems
 
 
+def _shown(path: Path) -> str:
+    """A path as text: bytes that are no letters, in names from another system, become question marks."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def write_feedback(grades: list[Grade], folder: Path) -> None:
     """Write an HTML page for each submission that was executed: its points, then the notebook.
 
@@ -281,7 +286,8 @@ def write_feedback(grades: list[Grade], folder: Path) -> None:
     for graded, name in zip(grades, page_names([graded.submission for graded in grades]), strict=True):
         if graded.notebook is None:
             continue
-        lines = [f"# {graded.points:g} of {graded.maximum:g} points", "", f"`{graded.submission}`", ""]
+        lines = [f"# {graded.points:g} of {graded.maximum:g} points", ""]
+        lines += [f"`{_shown(graded.submission)}`", ""]
         lines += [f"- {name}: {got:g} of {most:g}" for name, (got, most) in graded.cells.items()]
         lines += [f"- note: {note}" for note in graded.notes]
         page = copy.deepcopy(graded.notebook)
@@ -341,7 +347,7 @@ def main(
     for graded in grades:
         points = "-" if graded.error else f"{graded.points:g}/{graded.maximum:g}"
         notes = "\n".join([graded.error] * bool(graded.error) + graded.notes)
-        shown.add_row(str(graded.submission), graded.lesson, points, notes)
+        shown.add_row(_shown(graded.submission), graded.lesson, points, notes)
     Console(width=table_width(), markup=False).print(shown)
     if csv_path:
         write_csv(grades, csv_path)

@@ -103,7 +103,7 @@ def runs_folder(project: Project, chosen: Path | None = None) -> Path:
         try:
             own = Path(platformdirs.user_data_dir("llm-inference-course", appauthor=False)) / "runs"
         except RuntimeError as error:
-            raise ValueError(f"{project.root} is read-only, and there is no home folder: {advice}.") from error
+            raise ValueError(f"{project.root} is read-only and there is no home folder: {advice}.") from error
         return writable_folder(own, advice)
 
 

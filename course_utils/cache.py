@@ -48,8 +48,8 @@ def cache_dir() -> Path:
             return Path(chosen).expanduser().absolute()
         return Path(platformdirs.user_cache_dir("llm-inference-course", appauthor=False))
     except RuntimeError as error:  # a user without a home folder, as in some containers
-        raise CourseError("There is no home folder to keep the cache in: write the whole path of a folder into "
-                          "the environment variable COURSE_CACHE.") from error
+        raise CourseError("There is no home folder to keep the cache in: write the whole path of a folder "
+                          "into the environment variable COURSE_CACHE.") from error
 
 
 def cached_folder(name: str, build: Callable[[Path], None], version: str = "1", megabytes: float = 1) -> Path:

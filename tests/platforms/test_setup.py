@@ -44,6 +44,10 @@ def write_course(folder):
     (folder / "pyproject.toml").write_text(PYPROJECT)
     (folder / "requirements.lock").write_text("torch==1.0\n")
     (folder / "small.py").write_text(PROGRAM)
+    for path in folder.rglob("*"):  # as some archives are unpacked: no times, nothing that may be executed
+        if path.is_file():
+            path.chmod(0o644)
+        os.utime(path, (0, 0))
     return folder
 
 
