@@ -127,7 +127,7 @@ def lab(
 
     folder = context.obj.root / "notebooks"
     try:
-        writable_folder(folder, "")
+        writable_folder(folder)
     except ValueError:
         typer.echo(f"{folder} is read-only: to keep what you write, copy it and open the copy with "
                    f"{sys.executable} -m jupyterlab --notebook-dir=COPY")
@@ -162,7 +162,7 @@ def grade(
     from authoring.places import absolute, writable_file, writable_folder
 
     csv = writable_file(csv, "--csv") if csv else None
-    feedback = writable_folder(absolute(feedback), "--feedback") if feedback else None
+    feedback = writable_folder(absolute(feedback), "name another with --feedback") if feedback else None
     raise typer.Exit(work(context.obj, submissions, csv_path=csv, feedback=feedback, timeout=timeout))
 
 
@@ -235,7 +235,10 @@ def fetch() -> None:
 def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None) -> None:
     """Run side-by-side measurements and keep them in recorded/."""
     from authoring.bench import main as work
+    from authoring.places import writable_folder
+    from course_utils import records
 
+    writable_folder(records.FOLDER, "measure in a checkout of your own")
     raise typer.Exit(work(names or ()))
 
 
@@ -269,8 +272,8 @@ def gpu_run(
             raise ValueError(f"--limit is written STEP=SECONDS, such as lessons=200, not {text!r}.")
         limits[name] = int(seconds)
     if record:
-        writable_folder(context.obj.root / "recorded", "--out, without --record")
-    out = writable_folder(absolute(out), "--out")
+        writable_folder(context.obj.root / "recorded", "leave --record out")
+    out = writable_folder(absolute(out), "name another with --out")
     settings = Settings(str(out), str(context.obj.root), device, small, jobs, keep_going, tuple(lesson or ()))
     lines = work(settings, minutes=minutes, only=only or (), skip=skip or (), limits=limits, record=record,
                  say=typer.echo)

@@ -232,7 +232,7 @@ def write_csv(grades: list[Grade], path: Path) -> None:
         for graded in grades:
             notes = "; ".join([graded.error] * bool(graded.error) + graded.notes)
             for name, (points, maximum) in graded.cells.items() or [("", ("", ""))]:
-                writer.writerow([graded.submission, graded.lesson, name, points, maximum, notes])
+                writer.writerow([_shown(graded.submission), graded.lesson, name, points, maximum, notes])
 
 
 def page_names(submissions: Sequence[Path], released: Collection[str] = ()) -> list[str]:
@@ -270,6 +270,11 @@ def page_names(submissions: Sequence[Path], released: Collection[str] = ()) -> l
 MOST_LETTERS = 60  # of a page's name: with 4 bytes a letter it is below the 255 bytes of file systems
 
 
+def _shown(path: Path) -> str:
+    """A path as text: bytes that are no letters, in names from another system, become question marks."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def write_feedback(grades: list[Grade], folder: Path, released: Collection[str] = ()) -> None:
     """Write an HTML page for each submission that was executed: its points, then the notebook.
 
@@ -285,7 +290,8 @@ def write_feedback(grades: list[Grade], folder: Path, released: Collection[str] 
     for graded, name in zip(grades, names, strict=True):
         if graded.notebook is None:
             continue
-        lines = [f"# {graded.points:g} of {graded.maximum:g} points", "", f"`{graded.submission}`", ""]
+        lines = [f"# {graded.points:g} of {graded.maximum:g} points", ""]
+        lines += [f"`{_shown(graded.submission)}`", ""]
         lines += [f"- {cell}: {got:g} of {most:g}" for cell, (got, most) in graded.cells.items()]
         lines += [f"- note: {note}" for note in graded.notes]
         page = copy.deepcopy(graded.notebook)
@@ -345,7 +351,7 @@ def main(
     for graded in grades:
         points = "-" if graded.error else f"{graded.points:g}/{graded.maximum:g}"
         notes = "\n".join([graded.error] * bool(graded.error) + graded.notes)
-        shown.add_row(str(graded.submission), graded.lesson, points, notes)
+        shown.add_row(_shown(graded.submission), graded.lesson, points, notes)
     Console(width=table_width(), markup=False).print(shown)
     if csv_path:
         write_csv(grades, csv_path)

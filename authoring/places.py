@@ -4,11 +4,15 @@ Notebooks run in a folder of their own, so a path is made absolute before they s
 is tried before anything runs.
 """
 
+import atexit
 import os
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import platformdirs
+from jupyter_core.paths import jupyter_runtime_dir
 
 from authoring.project import Project
 
@@ -52,7 +56,10 @@ def model(name: str, source: str = "--lm") -> str:
 
 
 def settle_variables() -> None:
-    """Write relative paths in the course's environment variables in full, for all that is started from here.
+    """Settle the environment variables of all that is started from here, kernels above all.
+
+    Relative paths in the course's own variables are written in full. Jupyter finds the kernel of this Python
+    before one of the same name that the user has, and a place for its files where the home folder has none.
 
     Raises:
         ValueError: COURSE_LM names a folder that does not exist.
@@ -62,6 +69,14 @@ def settle_variables() -> None:
             os.environ[name] = str(absolute(os.environ[name]))
     if os.environ.get("COURSE_LM"):
         os.environ["COURSE_LM"] = model(os.environ["COURSE_LM"], "COURSE_LM")
+    kernels = [os.path.join(sys.prefix, "share", "jupyter"), os.environ.get("JUPYTER_PATH", "")]
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, kernels))
+    try:
+        writable_folder(Path(jupyter_runtime_dir()))
+    except ValueError:
+        folder = tempfile.mkdtemp(prefix="course-jupyter-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["JUPYTER_RUNTIME_DIR"] = folder
 
 
 def runs_folder(project: Project, chosen: Path | None = None) -> Path:
@@ -79,20 +94,25 @@ def runs_folder(project: Project, chosen: Path | None = None) -> Path:
         ValueError: it may not be written.
     """
     if chosen or os.environ.get(RUNS):
-        return writable_folder(absolute(chosen or os.environ[RUNS]), "--out" if chosen else RUNS)
+        advice = f"name another folder with {'--out' if chosen else RUNS}"
+        return writable_folder(absolute(chosen or os.environ[RUNS]), advice)
     try:
-        return writable_folder(project.root / "runs", "--out")
+        return writable_folder(project.root / "runs")
     except ValueError:
-        own = Path(platformdirs.user_data_dir("llm-inference-course", appauthor=False)) / "runs"
-        return writable_folder(own, f"--out or the variable {RUNS}")
+        advice = f"name a folder with --out or the variable {RUNS}"
+        try:
+            own = Path(platformdirs.user_data_dir("llm-inference-course", appauthor=False)) / "runs"
+        except RuntimeError as error:
+            raise ValueError(f"{project.root} is read-only and there is no home folder: {advice}.") from error
+        return writable_folder(own, advice)
 
 
-def writable_folder(folder: Path, option: str) -> Path:
+def writable_folder(folder: Path, advice: str = "") -> Path:
     """Make a folder and try whether files can be written into it.
 
     Args:
         folder: its path.
-        option: what the user can set to name another, for the error.
+        advice: what the user can do, for the error.
 
     Returns:
         The same path.
@@ -105,8 +125,7 @@ def writable_folder(folder: Path, option: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"{folder} cannot be written ({error.strerror}): "
-                         f"name another folder with {option}.") from error
+        raise ValueError(f"{folder} cannot be written ({error.strerror}): {advice}.") from error
     return folder
 
 
@@ -126,5 +145,5 @@ def writable_file(path: Path, option: str) -> Path:
     path = absolute(path)
     if path.is_dir() or path.exists() and not os.access(path, os.W_OK):
         raise ValueError(f"{path} cannot be written: name another file with {option}.")
-    writable_folder(path.parent, option)
+    writable_folder(path.parent, f"name another file with {option}")
     return path

@@ -77,7 +77,7 @@ def run_lessons(
     for file in files if parameters else ():
         with contextlib.suppress(OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
             check_parameters(read(file), parameters, str(project.relative(file)))
-    folder = places.writable_folder(places.runs_folder(project, out) / kind, "--out")
+    folder = places.writable_folder(places.runs_folder(project, out) / kind, "name another with --out")
     for file in files:
         rows.append(_run_one(project, file, folder / file.name, parameters, offline, on_cell))
         if done:

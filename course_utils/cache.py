@@ -43,13 +43,13 @@ def cache_dir() -> Path:
         CourseError: there is no home folder, and none is named.
     """
     chosen = os.environ.get("COURSE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    usual = Path(platformdirs.user_cache_dir("llm-inference-course", appauthor=False))
-    if not usual.is_absolute():  # a user without a home folder, as in some containers
-        raise CourseError("There is no home folder to keep the cache in: name a folder in the environment "
-                          "variable COURSE_CACHE.")
-    return usual
+    try:
+        if chosen:
+            return Path(chosen).expanduser().absolute()
+        return Path(platformdirs.user_cache_dir("llm-inference-course", appauthor=False))
+    except RuntimeError as error:  # a user without a home folder, as in some containers
+        raise CourseError("There is no home folder to keep the cache in: write the whole path of a folder "
+                          "into the environment variable COURSE_CACHE.") from error
 
 
 def cached_folder(name: str, build: Callable[[Path], None], version: str = "1", megabytes: float = 1) -> Path:

@@ -158,7 +158,9 @@ def check_place() -> None:
 def alone() -> Iterator[None]:
     """Let one set-up at a time change the environment. The lock ends with its process."""
     ENVIRONMENT.parent.mkdir(parents=True, exist_ok=True)
-    with open(ENVIRONMENT.with_name(f"{ENVIRONMENT.name}.lock"), "w") as file:
+    beside = ENVIRONMENT.with_name(f"{ENVIRONMENT.name}.lock")  # in it, it would go when it is made anew
+    lock = beside if os.access(ENVIRONMENT.parent, os.W_OK) else ENVIRONMENT / "course-setup.lock"
+    with open(lock, "w") as file:
         with contextlib.suppress(ImportError, OSError):  # Windows; a file system without locks
             import fcntl
 
@@ -364,7 +366,7 @@ if __name__ == "__main__":
         command = " ".join(map(str, error.cmd))
         sys.exit(f"Set-up stopped: `{command}` failed with exit code {error.returncode}. "
                  "Its message is above; run the same make command again once it is mended.")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # venv refuses a path with ":" by a ValueError
         sys.exit(f"Set-up stopped: {error}. Run the same make command again once it is mended.")
     except KeyboardInterrupt:
         sys.exit("Set-up interrupted. Run the same make command again: it goes on where it can.")

@@ -113,24 +113,6 @@ def test_a_file_named_as_it_was_handed_out_needs_its_folder_to_say_whose_it_is()
     assert alone == ["Zoë Å_90_sample"]
 
 
-def test_files_of_one_name_get_a_page_and_rows_each(synced, submit, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    made = [submit(kind="solutions", name="first"), submit(name="second")]
-    paths = [Path("Zoë Å/L.ipynb"), Path("b/L.ipynb")]
-    for path, source in zip(paths, made, strict=True):
-        path.parent.mkdir()
-        source.rename(path)
-    given = [*paths, Path("b/../b/L.ipynb")]  # one of them twice
-    code = grade.main(synced, given, csv_path=Path("points.csv"), feedback=Path("pages"))
-    assert code == 0 and "is named twice: graded once" in capsys.readouterr().out
-    pages = {page.name: page.read_text(encoding="utf-8") for page in Path("pages").iterdir()}
-    assert sorted(pages) == ["Zoë Å_L.html", "b_L.html"]
-    assert "7 of 7 points" in pages["Zoë Å_L.html"] and "0 of 7 points" in pages["b_L.html"]
-    with open("points.csv", encoding="utf-8") as file:
-        rows = [row["submission"] for row in csv.DictReader(file)]
-    assert rows == [str(paths[0])] * 4 + [str(paths[1])] * 4
-
-
 @pytest.mark.parametrize(
     "trick",
     [
