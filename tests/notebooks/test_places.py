@@ -74,9 +74,12 @@ def test_variables_are_written_in_full(tiny, monkeypatch):
 
 def test_without_a_home_folder_the_variable_is_named(monkeypatch):
     """As for a user of a container whom its system does not know."""
-    for name in ("XDG_CACHE_HOME", "COURSE_CACHE"):
+    def unknown(number):
+        raise KeyError(number)
+
+    for name in ("XDG_CACHE_HOME", "COURSE_CACHE", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "nowhere")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
     with pytest.raises(CourseError, match="COURSE_CACHE"):
         cache.cache_dir()
 
