@@ -4,6 +4,7 @@ Model, encoder and texts are downloaded or converted once and kept in one cache 
 the environment variable COURSE_CACHE names it, or else the system's own place for caches.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -43,13 +44,14 @@ def cache_dir() -> Path:
         CourseError: there is no home folder, and none is named.
     """
     chosen = os.environ.get("COURSE_CACHE")
-    try:
+    with contextlib.suppress(RuntimeError):  # a user without a home folder, as in some containers
         if chosen:
             return Path(chosen).expanduser().absolute()
-        return Path(platformdirs.user_cache_dir("llm-inference-course", appauthor=False))
-    except RuntimeError as error:  # a user without a home folder, as in some containers
-        raise CourseError("There is no home folder to keep the cache in: write the whole path of a folder "
-                          "into the environment variable COURSE_CACHE.") from error
+        folder = Path(platformdirs.user_cache_dir("llm-inference-course", appauthor=False))
+        if folder.is_absolute():
+            return folder
+    raise CourseError("There is no home folder to keep the cache in: write the whole path of a folder into "
+                      "the environment variable COURSE_CACHE.")
 
 
 def cached_folder(name: str, build: Callable[[Path], None], version: str = "1", megabytes: float = 1) -> Path:

@@ -58,4 +58,6 @@ def test_this_python_keeps_its_packages_and_another_gets_its_own(monkeypatch, tm
     """Where the course was unpacked on top of another Python, PYTHONPATH is how pip itself is found."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert variables.for_pip()["PYTHONPATH"] == str(tmp_path)
-    assert "PYTHONPATH" not in variables.for_pip(tmp_path / "python")
+    other = tmp_path / "python"
+    other.symlink_to(sys.executable)
+    assert "PYTHONPATH" not in variables.for_pip(other)
