@@ -66,10 +66,12 @@ def test_variables_are_written_in_full(tiny, monkeypatch):
     monkeypatch.setenv("COURSE_LM", "models/tiny")
     monkeypatch.setenv("COURSE_CACHE", "kept here")
     monkeypatch.setenv("COURSE_RUNS", "~/runs")
+    monkeypatch.setenv("HF_HOME", "hub")
     places.settle_variables()
     assert os.environ["COURSE_LM"] == str(tiny)
     assert os.environ["COURSE_CACHE"] == str(Path.cwd() / "kept here")
     assert os.environ["COURSE_RUNS"] == str(Path.home() / "runs")
+    assert os.environ["HF_HOME"] == str(Path.cwd() / "hub")
 
 
 def test_without_a_home_folder_the_variable_is_named(monkeypatch):
