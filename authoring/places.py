@@ -59,8 +59,9 @@ def model(name: str, source: str = "--lm") -> str:
 def settle_variables() -> None:
     """Settle the environment variables of all that is started from here, kernels above all.
 
-    Relative paths in the variables that name folders are written in full. Jupyter finds the kernel of this Python
-    before one of the same name that the user has, and a place for its files where the home folder has none.
+    Relative paths in the variables that name folders are written in full. Jupyter finds the kernel of this
+    Python before one of the same name that the user has, and a place for its files where the home folder
+    has none.
 
     Raises:
         ValueError: COURSE_LM names a folder that does not exist.
