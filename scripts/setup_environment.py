@@ -5,6 +5,12 @@ Standard library only: it runs before anything is installed. `make setup` calls 
 nothing changed only looks at a stamp file.
 """
 
+import sys
+
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):  # first of all: an older one fails at what stands below
+    sys.exit("This course needs Python 3.11, 3.12 or 3.13, and {} is {}.{}.{}. Name another one: make setup "
+             "PYTHON=python3.11".format(sys.executable, *sys.version_info[:3]))
+
 import argparse
 import contextlib
 import functools
@@ -13,7 +19,6 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,18 +69,6 @@ def pip(*arguments: str | Path) -> None:
         CalledProcessError: it failed.
     """
     run(PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments, environment=pip_variables())
-
-
-def check_interpreter() -> None:
-    """Stop, with a line that says what to do, when this Python is too old or too new.
-
-    Raises:
-        SystemExit: it is.
-    """
-    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        found = ".".join(map(str, sys.version_info[:3]))
-        sys.exit(f"This course needs Python 3.11, 3.12 or 3.13, and {sys.executable} is {found}. "
-                 "Name another one: make setup PYTHON=python3.11")
 
 
 class Builder(venv.EnvBuilder):
@@ -344,7 +337,6 @@ def main() -> None:
     parser.add_argument("--extras", default="", help="comma-separated extras of pyproject.toml")
     parser.add_argument("--no-model", action="store_true", help="install only, fetch no model and no text")
     options = parser.parse_args()
-    check_interpreter()
     check_environment()
 
     def wanted() -> list[str]:

@@ -4,6 +4,7 @@ The small course of `test_setup.py`, set up by the real script. Everything it in
 nothing is fetched.
 """
 
+import ast
 import os
 import shutil
 import subprocess
@@ -146,16 +147,26 @@ def test_an_environment_whose_python_is_gone_or_another_is_made_anew(checkout, w
         assert installed(checkout) == checkout
 
 
-def other_versions():
+def other_versions(minors=(12, 13, 11)):
     """Interpreters of other minor versions that this machine has."""
     found = []
-    for minor in (12, 13, 11):
+    for minor in minors:
         program = shutil.which(f"python3.{minor}")
         if program and minor != sys.version_info.minor:
             command = [program, "-c", "import sys; print(sys.executable)"]
             done = subprocess.run(command, capture_output=True, text=True)
             found += [done.stdout.strip()] * (done.returncode == 0)  # a shim may have nothing behind it
     return found
+
+
+def test_a_python_that_is_too_old_is_told_so(checkout):
+    script = checkout / "scripts/setup_environment.py"
+    for python in other_versions((6, 7, 8, 9, 10)):
+        done = subprocess.run([python, script], capture_output=True, text=True)
+        assert "This course needs Python 3.11, 3.12 or 3.13" in one_line(done)
+    # Where there is none of these: such a Python can read the file, and asks for the version first.
+    first = ast.parse(script.read_text(encoding="utf-8"), feature_version=(3, 7)).body[1:3]
+    assert ast.unparse(first[0]) == "import sys" and "sys.version_info" in ast.unparse(first[1])
 
 
 def test_a_relative_course_venv_is_a_folder_where_the_command_is_given(checkout, wheels, tmp_path):
