@@ -298,9 +298,10 @@ def bundle(
 ) -> None:
     """Pack packages, models, texts and the course for a machine without a network."""
     from authoring import bundle as work
-    from authoring.places import absolute
+    from authoring.places import absolute, writable_folder
 
     out = absolute(out)
+    writable_folder(out.parent, "name another folder with --out")
     request = work.request(python, platform, has or (), has_file, extras or (), without or (), classifiers)
     manifest = work.bundle(context.obj, request, out, work.parse_size(parts))
     typer.echo(work.summary(manifest, out))

@@ -29,8 +29,15 @@ def absolute(path: str | Path) -> Path:
 
     Returns:
         The absolute path, links left as they are.
+
+    Raises:
+        ValueError: the working directory was removed or replaced meanwhile.
     """
-    return Path(os.path.abspath(os.path.expanduser(path)))
+    try:
+        return Path(os.path.abspath(os.path.expanduser(path)))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is looked for in the folder that you are in, which is no longer there: "
+                         "change into a folder again.") from error
 
 
 def model(name: str, source: str = "--lm") -> str:

@@ -74,6 +74,21 @@ def test_variables_are_written_in_full(tiny, monkeypatch):
     assert os.environ["HF_HOME"] == str(Path.cwd() / "hub")
 
 
+def test_a_working_directory_that_was_removed_is_said(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert places.absolute(tmp_path / "x") == tmp_path / "x"
+    with pytest.raises(ValueError, match="change into a folder again"):
+        places.model("models/tiny")
+
+
+def test_a_bundle_that_cannot_be_written_is_said_before_anything_is_packed(tmp_path):
+    (tmp_path / "file").touch()
+    out, code = course(Project(ROOT), "bundle", "--out", tmp_path / "file" / "parts")
+    assert code == 1 and "name another folder with --out" in one_line(out)
+
+
 def test_without_a_home_folder_the_variable_is_named(monkeypatch):
     """As for a user of a container whom its system does not know."""
     def unknown(number):
