@@ -5,6 +5,7 @@ empty package that is called torch, since nothing here computes.
 """
 
 import ast
+import functools
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from authoring.wheels import write_wheel
-from tests.surroundings import read_only
+from tests.surroundings import read_only, small_disk
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +81,9 @@ def surroundings(tmp_path_factory):
 def start(folder, environment, *before):
     command = [*before, sys.executable, "scripts/setup_environment.py", "--no-model"]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, start_new_session=True, umask=0o077)
+                            stderr=subprocess.STDOUT, start_new_session=True, umask=0o077,
+                            # A shell that runs the tests in the background lets them ignore it.
+                            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
 
 
 def setup(folder, environment, *before):
@@ -153,6 +156,20 @@ def test_a_moved_checkout_is_set_up_anew(installed, surroundings, tmp_path):
     said, code = setup(place, surroundings)
     assert code == 0 and "anew: it was made as" in said, said
     assert runs(place) == str(place / "small.py")
+
+
+def test_a_full_disk_is_said_in_a_line(installed, surroundings, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    said, code = setup(installed, surroundings | {"COURSE_VENV": str(disk / "venv")}, *small_disk(disk, 3))
+    assert code == 1 and "Traceback" not in said.splitlines()[0], said
+    assert said.splitlines()[-1].startswith("Set-up stopped") and "No space left on device" in said, said
+
+
+def test_a_path_that_no_environment_can_have(surroundings, tmp_path):
+    """Python's search path is a list with colons between."""
+    said, code = setup(write_course(tmp_path / "a:b"), surroundings)
+    assert code == 1 and said.splitlines()[-1].startswith("Set-up stopped: Refusing to create a venv"), said
 
 
 def test_somebody_else_s_environment_is_not_made_anew(installed, surroundings, tmp_path):
