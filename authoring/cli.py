@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from authoring.engines_cli import app as engines_app
-from authoring.project import Project
+from authoring.project import KINDS, Project
 
 app = typer.Typer(
     help="Generate, run, verify and grade the course's lessons.",
@@ -46,6 +46,7 @@ def sync(
 ) -> None:
     """Generate notebooks/ and solutions/ from lessons/ and execute what is stale."""
     from authoring import sync as work
+    from authoring.places import writable_folder
     from authoring.progress import cells
 
     if check:
@@ -56,6 +57,8 @@ def sync(
             raise typer.Exit(1)
         typer.echo("Everything generated is in step with lessons/.")
         return
+    for name in (*KINDS, "recorded"):  # or minutes of executing would be lost
+        writable_folder(context.obj.root / name, "copy the course to a folder of your own and run it there")
     with cells() as progress:
         written = work.sync(
             context.obj, lessons or (), force=force, run=run, report=progress.say, on_cell=progress.cell

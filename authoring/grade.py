@@ -235,21 +235,23 @@ def write_csv(grades: list[Grade], path: Path) -> None:
                 writer.writerow([_shown(graded.submission), graded.lesson, name, points, maximum, notes])
 
 
-def page_names(submissions: Sequence[Path]) -> list[str]:
+def page_names(submissions: Sequence[Path], released: Collection[str] = ()) -> list[str]:
     """A name for each submission's page, the shortest that tells it from the others.
 
     It is the file's name without ending. Where files are called alike, the names of as many folders as are
-    needed stand before it: "alice_L" of alice/L.ipynb. Names that a file system takes for one, since it
-    does not tell capitals or ways to write an accent apart, count as equal.
+    needed stand before it: "alice_L" of alice/L.ipynb. So does one where the file still has the name that it
+    was handed out under, or the pages of two calls would have one name. Names that a file system takes for
+    one, since it does not tell capitals or ways to write an accent apart, count as equal.
 
     Args:
         submissions: paths of different files.
+        released: names, without ending, that notebooks are handed out under.
 
     Returns:
         The names in the same order, all different.
     """
     parts = [Path(os.path.abspath(path)).with_suffix("").parts[1:] for path in submissions]
-    depth = [1] * len(parts)
+    depth = [2 if each[-1] in released and len(each) > 1 else 1 for each in parts]
 
     def names() -> list[str]:
         return ["_".join(each[-deep:])[-MOST_LETTERS:] for each, deep in zip(parts, depth, strict=True)]
@@ -273,22 +275,24 @@ def _shown(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def write_feedback(grades: list[Grade], folder: Path) -> None:
+def write_feedback(grades: list[Grade], folder: Path, released: Collection[str] = ()) -> None:
     """Write an HTML page for each submission that was executed: its points, then the notebook.
 
     Args:
         grades: what `grade` returned.
         folder: where the pages go; made if it does not exist.
+        released: as in `page_names`.
     """
     from nbconvert import HTMLExporter
 
     folder.mkdir(parents=True, exist_ok=True)
-    for graded, name in zip(grades, page_names([graded.submission for graded in grades]), strict=True):
+    names = page_names([graded.submission for graded in grades], released)
+    for graded, name in zip(grades, names, strict=True):
         if graded.notebook is None:
             continue
         lines = [f"# {graded.points:g} of {graded.maximum:g} points", ""]
         lines += [f"`{_shown(graded.submission)}`", ""]
-        lines += [f"- {name}: {got:g} of {most:g}" for name, (got, most) in graded.cells.items()]
+        lines += [f"- {cell}: {got:g} of {most:g}" for cell, (got, most) in graded.cells.items()]
         lines += [f"- note: {note}" for note in graded.notes]
         page = copy.deepcopy(graded.notebook)
         page.cells.insert(0, nbformat.v4.new_markdown_cell("\n".join(lines), id="grade"))
@@ -352,5 +356,5 @@ def main(
     if csv_path:
         write_csv(grades, csv_path)
     if feedback:
-        write_feedback(grades, feedback)
+        write_feedback(grades, feedback, [lesson.stem for lesson in project.lessons()])
     return int(any(graded.error for graded in grades))

@@ -17,7 +17,8 @@ from jupyter_core.paths import jupyter_runtime_dir
 from authoring.project import Project
 
 RUNS = "COURSE_RUNS"  # environment variable: folder for executed notebooks
-FOLDERS = ("COURSE_CACHE", RUNS)  # environment variables that name folders
+# Environment variables that name folders; the last two are of the hub's library, which loads models.
+FOLDERS = ("COURSE_CACHE", RUNS, "HF_HOME", "HF_HUB_CACHE")
 
 
 def absolute(path: str | Path) -> Path:
@@ -58,8 +59,9 @@ def model(name: str, source: str = "--lm") -> str:
 def settle_variables() -> None:
     """Settle the environment variables of all that is started from here, kernels above all.
 
-    Relative paths in the course's own variables are written in full. Jupyter finds the kernel of this Python
-    before one of the same name that the user has, and a place for its files where the home folder has none.
+    Relative paths in the variables that name folders are written in full. Jupyter finds the kernel of this
+    Python before one of the same name that the user has, and a place for its files where the home folder
+    has none.
 
     Raises:
         ValueError: COURSE_LM names a folder that does not exist.

@@ -177,7 +177,8 @@ def _compile(requirements: list[str], target: Target, preferred: dict[str, str],
     command = [sys.executable, "-m", "uv", "pip", "compile", "in.txt", "--override", "override.txt",
                "--output-file", "out.txt", "--no-header", "--no-annotate", "--quiet", "--no-config",
                "--no-python-downloads", "--find-links", "has", *target.uv_options, *_pip_settings()]
-    done = subprocess.run(command, cwd=workplace, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=workplace, env=variables.for_pip(), stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True)
     if "No module named uv" in done.stderr:
         raise CourseError("packing needs uv, which resolves for another machine: pip install uv")
     if done.returncode:

@@ -51,11 +51,13 @@ def for_pip(python: str | Path = sys.executable) -> dict[str, str]:
         Value by name. Where pip could not be asked, its files stay as they are.
     """
     clean = dict(os.environ) if str(python) == sys.executable else for_python()
-    told = subprocess.run([str(python), "-m", "pip", "config", "list"], env=clean, stdin=subprocess.DEVNULL,
-                          capture_output=True, text=True)
     clean = {name: value for name, value in clean.items()
              if name not in _NOT_FOR_UV and _option(name) not in NOT_FOR_US}
-    if told.returncode:
+    # Asked without them, or PIP_PYTHON alone would send the question to another Python.
+    try:
+        told = subprocess.run([str(python), "-m", "pip", "config", "list"], env=clean, check=True,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except (OSError, subprocess.SubprocessError):
         return clean
     files = {section: {} for section in _SECTIONS}
     for line in told.stdout.splitlines():  # section.option='value'

@@ -5,6 +5,12 @@ Standard library only: it runs before anything is installed. `make setup` calls 
 nothing changed only looks at a stamp file.
 """
 
+import sys
+
+if not (3, 11) <= sys.version_info[:2] <= (3, 13):  # first of all: an older one fails at what stands below
+    sys.exit("This course needs Python 3.11, 3.12 or 3.13, and {} is {}.{}.{}. Name another one: make setup "
+             "PYTHON=python3.11".format(sys.executable, *sys.version_info[:3]))
+
 import argparse
 import contextlib
 import functools
@@ -13,10 +19,10 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 import venv
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -65,21 +71,27 @@ def pip(*arguments: str | Path) -> None:
     run(PYTHON, "-m", "pip", "--disable-pip-version-check", *arguments, environment=pip_variables())
 
 
-def check_interpreter() -> None:
-    """Stop, with a line that says what to do, when this Python is too old or too new.
+class Builder(venv.EnvBuilder):
+    """Notes that the environment is ours before it is one, so that an interrupted set-up may make it anew."""
 
-    Raises:
-        SystemExit: it is.
-    """
-    if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-        found = ".".join(map(str, sys.version_info[:3]))
-        sys.exit(f"This course needs Python 3.11, 3.12 or 3.13, and {sys.executable} is {found}. "
-                 "Name another one: make setup PYTHON=python3.11")
+    def create_configuration(self, context: SimpleNamespace) -> None:
+        """Write the stamp, then what makes the folder an environment; venv calls this.
+
+        Args:
+            context: venv's own.
+        """
+        write_stamp({"created": True})
+        super().create_configuration(context)
+
+
+def is_ours() -> bool:
+    """Whether the set-up has made the environment: one that somebody else has made is never emptied."""
+    return ENVIRONMENT == OURS or read_stamp().get("created", False)
 
 
 def check_environment() -> None:
     """An environment without a Python is built anew, so its folder must be nothing else."""
-    if not PYTHON.exists() and ENVIRONMENT.exists() and not (ENVIRONMENT / "pyvenv.cfg").exists():
+    if not PYTHON.exists() and ENVIRONMENT.is_dir() and not is_ours():
         if any(ENVIRONMENT.iterdir()):
             sys.exit(f"COURSE_VENV is {ENVIRONMENT}, neither empty nor an environment with a Python. "
                      "Name another folder.")
@@ -162,19 +174,19 @@ def create() -> bool:
     Raises:
         SystemExit: it would have to be made anew, and it is not ours.
     """
-    place, ours = moved_from(), ENVIRONMENT == OURS or read_stamp().get("created", False)
+    place, ours = moved_from(), is_ours()
     if works() and not place:
         return ours
     if place and not ours:
         sys.exit(f"{ENVIRONMENT} was made as {place}, and its programs still look there. "
                  "Make it anew, or name another folder in COURSE_VENV.")
-    if PYTHON.exists() and not (ENVIRONMENT / "pyvenv.cfg").exists():
-        sys.exit(f"{PYTHON} has no pip. Install it there (conda install pip), or name another folder in "
-                 "COURSE_VENV.")
+    if PYTHON.exists() and not ours:
+        sys.exit(f"{PYTHON} does not start or has no pip. Install pip there ({PYTHON} -m ensurepip, or conda "
+                 "install pip), or name another folder in COURSE_VENV.")
     incomplete = " anew: it is not complete" if PYTHON.exists() else ""
     why = f" anew: it was made as {place}" if place else incomplete
     print(f"==> creating {ENVIRONMENT}{why}", flush=True)
-    venv.create(ENVIRONMENT, with_pip=True, clear=ENVIRONMENT.exists())
+    Builder(with_pip=True, clear=ENVIRONMENT.exists()).create(ENVIRONMENT)
     return True
 
 
@@ -325,7 +337,6 @@ def main() -> None:
     parser.add_argument("--extras", default="", help="comma-separated extras of pyproject.toml")
     parser.add_argument("--no-model", action="store_true", help="install only, fetch no model and no text")
     options = parser.parse_args()
-    check_interpreter()
     check_environment()
 
     def wanted() -> list[str]:

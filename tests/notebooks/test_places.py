@@ -66,17 +66,22 @@ def test_variables_are_written_in_full(tiny, monkeypatch):
     monkeypatch.setenv("COURSE_LM", "models/tiny")
     monkeypatch.setenv("COURSE_CACHE", "kept here")
     monkeypatch.setenv("COURSE_RUNS", "~/runs")
+    monkeypatch.setenv("HF_HOME", "hub")
     places.settle_variables()
     assert os.environ["COURSE_LM"] == str(tiny)
     assert os.environ["COURSE_CACHE"] == str(Path.cwd() / "kept here")
     assert os.environ["COURSE_RUNS"] == str(Path.home() / "runs")
+    assert os.environ["HF_HOME"] == str(Path.cwd() / "hub")
 
 
 def test_without_a_home_folder_the_variable_is_named(monkeypatch):
     """As for a user of a container whom its system does not know."""
-    for name in ("XDG_CACHE_HOME", "COURSE_CACHE"):
+    def unknown(number):
+        raise KeyError(number)
+
+    for name in ("XDG_CACHE_HOME", "COURSE_CACHE", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "nowhere")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
     with pytest.raises(CourseError, match="COURSE_CACHE"):
         cache.cache_dir()
 
@@ -249,7 +254,7 @@ def test_two_users_of_a_read_only_course_have_results_of_their_own(unsynced, tmp
     assert code == 1 and "COURSE_RUNS" in one_line(out)
     write(unsynced, "print(LM)", tags=[])
     out, code = course(unsynced, "sync", before=before)
-    assert code == 1 and "read-only" in one_line(out)
+    assert code == 1 and "copy the course to a folder of your own" in one_line(out)
 
 
 @pytest.mark.slow
