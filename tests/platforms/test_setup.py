@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from authoring.wheels import write_wheel
-from tests.surroundings import read_only, small_disk
+from tests.surroundings import read_only
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,14 +156,6 @@ def test_a_moved_checkout_is_set_up_anew(installed, surroundings, tmp_path):
     said, code = setup(place, surroundings)
     assert code == 0 and "anew: it was made as" in said, said
     assert runs(place) == str(place / "small.py")
-
-
-def test_a_full_disk_is_said_in_a_line(installed, surroundings, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    said, code = setup(installed, surroundings | {"COURSE_VENV": str(disk / "venv")}, *small_disk(disk, 3))
-    assert code == 1 and "Traceback" not in said.splitlines()[0], said
-    assert said.splitlines()[-1].startswith("Set-up stopped") and "No space left on device" in said, said
 
 
 def test_a_path_that_no_environment_can_have(surroundings, tmp_path):
