@@ -356,8 +356,10 @@ if __name__ == "__main__":
         main()
     except subprocess.CalledProcessError as error:
         command = " ".join(map(str, error.cmd))
-        sys.exit(f"Set-up stopped: `{command}` failed with exit code {error.returncode}. "
-                 "Its message is above; run the same make command again once it is mended.")
+        # venv keeps what its command said; others have printed it.
+        said = (error.output or b"Its message is above").decode(errors="replace").strip().splitlines()[-1]
+        sys.exit(f"Set-up stopped: `{command}` failed with exit code {error.returncode}. {said}. "
+                 "Run the same make command again once it is mended.")
     except (OSError, ValueError) as error:  # venv refuses a path with ":" by a ValueError
         sys.exit(f"Set-up stopped: {error}. Run the same make command again once it is mended.")
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ empty package that is called torch, since nothing here computes.
 """
 
 import ast
+import functools
 import os
 import shutil
 import signal
@@ -80,7 +81,9 @@ def surroundings(tmp_path_factory):
 def start(folder, environment, *before):
     command = [*before, sys.executable, "scripts/setup_environment.py", "--no-model"]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, start_new_session=True, umask=0o077)
+                            stderr=subprocess.STDOUT, start_new_session=True, umask=0o077,
+                            # A shell that runs the tests in the background lets them ignore it.
+                            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
 
 
 def setup(folder, environment, *before):
@@ -153,6 +156,12 @@ def test_a_moved_checkout_is_set_up_anew(installed, surroundings, tmp_path):
     said, code = setup(place, surroundings)
     assert code == 0 and "anew: it was made as" in said, said
     assert runs(place) == str(place / "small.py")
+
+
+def test_a_path_that_no_environment_can_have(surroundings, tmp_path):
+    """Python's search path is a list with colons between."""
+    said, code = setup(write_course(tmp_path / "a:b"), surroundings)
+    assert code == 1 and said.splitlines()[-1].startswith("Set-up stopped: Refusing to create a venv"), said
 
 
 def test_somebody_else_s_environment_is_not_made_anew(installed, surroundings, tmp_path):
