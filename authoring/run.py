@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from authoring import places
-from authoring.project import Project
+from authoring.project import Project, is_foreign
 from authoring.sync import replace_file
 
 
@@ -54,7 +54,7 @@ def run_lessons(
 
     Args:
         project: the course.
-        numbers: which lessons, as in `Project.lessons`.
+        numbers: which lessons, as in `Project.lessons`; also paths of copies outside of the course.
         kind: "solutions" or "notebooks".
         parameters: papermill parameters such as {"DEVICE": "cuda"}.
         offline: let no connection leave the machine.
@@ -73,7 +73,7 @@ def run_lessons(
     from authoring.execute import check_parameters, read
 
     rows = []
-    files = project.notebooks(kind, numbers)
+    files = _files(project, kind, numbers)
     for file in files if parameters else ():
         with contextlib.suppress(OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
             check_parameters(read(file), parameters, str(project.relative(file)))
@@ -83,6 +83,19 @@ def run_lessons(
         if done:
             done(rows[-1])
     return rows
+
+
+def _files(project: Project, kind: str, numbers: Sequence[str]) -> list[Path]:
+    """The notebooks that were asked for: copies outside of the course by path, then the course's own."""
+    known = project.notebooks(kind)
+    copies = [places.absolute(number) for number in numbers if is_foreign(number, known)]
+    others = [number for number in numbers if not is_foreign(number, known)]
+    files = [*dict.fromkeys(copies), *(project.notebooks(kind, others) if others or not copies else [])]
+    names = [file.name for file in files]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two notebooks are called {twice.pop()}, and so would be their results: run one "
+                         "at a time, each with its own --out.")
+    return files
 
 
 def _run_one(

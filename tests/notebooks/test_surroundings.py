@@ -56,6 +56,27 @@ def test_notebooks_as_other_programs_save_them_run_with_their_parameters(synced,
                for cell in executed.cells for output in cell.get("outputs", []))
 
 
+@pytest.mark.slow
+def test_a_copy_of_a_notebook_elsewhere_is_what_runs(synced, tmp_path):
+    """A learner keeps copies beside a checkout that is shared: not the lesson of that name runs."""
+    node = nbformat.read(synced.root / "notebooks/90_sample.ipynb", as_version=4)
+    node.cells = [nbformat.v4.new_code_cell("print('my own')")]
+    own = [tmp_path / student / "90_sample.ipynb" for student in ("ann", "bob")]
+    for path in own:
+        path.parent.mkdir()
+        nbformat.write(node, path)
+    (row,) = run_lessons(synced, [str(own[0])], kind="notebooks")
+    assert (row.error, row.exercises) == ("", 0)
+    executed = nbformat.read(synced.root / row.path, as_version=4)
+    assert executed.cells[0].outputs[0].text == "my own\n"
+    with pytest.raises(ValueError, match="two notebooks are called 90_sample.ipynb"):
+        run_lessons(synced, list(map(str, own)))
+    with pytest.raises(ValueError, match="outside of the course"):
+        synced.notebooks("solutions", [str(own[0])])  # as `course verify` does
+    inside = str(synced.root / "solutions/90_sample.ipynb")
+    assert synced.notebooks("solutions", [inside]) == [Path(inside)]
+
+
 def another_account():
     """A command that begins another one as a user without rights. Skips the test where there is none."""
     if os.geteuid() != 0:
