@@ -200,14 +200,15 @@ def test_round_to_nearest_leaves_the_embedding_alone():
         layerwise.round_to_nearest(model, affine.Scheme(4, 5))
 
 
-def test_norm_readers():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_norm_readers(dtype):
     found = {}
 
     def look(block):
         found[block.name] = [(norm, set(readers)) for norm, readers in layerwise.norm_readers(block)]
         return False
 
-    model = llama()
+    model = llama().to(dtype)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layerwise.walk(model, text(), look, progress=False)
     for name, block in layerwise.find_blocks(model):
