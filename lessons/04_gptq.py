@@ -91,15 +91,16 @@ QUERY, DOWN = LAYERS  # self_attn.q_proj, the first layer that a block calls; ml
 def hessians(model, windows, keep_at):
     """{tokens: {layer: Hessian}} of the model, after so many tokens of the windows."""
     statistics = {name: layerwise.Hessian() for name in LAYERS}
-    hooks = [layer.register_forward_pre_hook(lambda _, args, name=name: statistics[name].add(args[0][0]))
-             for name, layer in LAYERS.items()]
+    hooks = [layer.register_forward_pre_hook(
+        lambda _, args, name=name: statistics[name].add(args[0].flatten(0, -2)))  # its rows are tokens
+        for name, layer in LAYERS.items()]
     found = {}
     blocks = shapes.block_list(model)
     behind = blocks[BLOCK + 1:]
     del blocks[BLOCK + 1:]  # they are not needed
     with torch.inference_mode():
         for n, window in enumerate(windows, start=1):
-            model.base_model(window[None].to(DEVICE), use_cache=False)  # one window: its rows are tokens
+            model.base_model(window[None].to(DEVICE), use_cache=False)
             if n * len(window) in keep_at:
                 found[n * len(window)] = {name: s.matrix.clone() for name, s in statistics.items()}
     blocks.extend(behind)

@@ -91,7 +91,7 @@ first = [names[0] for names in shapes.input_groups(model, middle)]  # q, o, gate
 LAYER = first[0]
 hessian = layerwise.Hessian()
 hook = model.get_submodule(LAYER).register_forward_pre_hook(
-    lambda _, args: hessian.add(args[0].flatten(0, 1)))
+    lambda _, args: hessian.add(args[0].flatten(0, -2)))
 norms = layerwise.collect_statistics(model, calibration, unstructured.InputNorm)
 hook.remove()
 norms = {name: statistic.norm for name, statistic in norms.items()}
@@ -385,7 +385,7 @@ prediction = 50  # a value that stays takes 16 + 16 bits: twice as many. So half
 
 # %% name="pack"
 block = {name: linear.weight.detach().to(torch.bfloat16)
-         for name, linear in layerwise.linears_of(model.model.layers[middle]).items()}
+         for name, linear in layerwise.linears_of(shapes.block_list(model)[middle]).items()}
 weights = sum(w.numel() for w in block.values())
 rows_of_table = {"dense": {"MB": sum(w.nbytes for w in block.values()) / 1e6, "bits a weight": 16.0}}
 for format, kind in sparse.FORMATS.items():

@@ -449,8 +449,8 @@ articles = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 4 * 1024
 calibration = articles[:, :256]
 dense = measure.perplexity(model, heldout, window=256, batch_size=1)
 print(dense)
-shapes = [list(layer.weight.shape) for layer in structured.attentions(model)[0].layers]
-print(f"Q {shapes[0]}, K {shapes[1]}, V {shapes[2]}, O {shapes[3]}")
+matrices = [list(layer.weight.shape) for layer in structured.attentions(model)[0].layers]
+print(f"Q {matrices[0]}, K {matrices[1]}, V {matrices[2]}, O {matrices[3]}")
 
 # %% name="refused"
 config = model.config
