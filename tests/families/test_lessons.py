@@ -63,6 +63,7 @@ def required(key, lm):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", folders.FOLDERS)
 @pytest.mark.parametrize("key", USING)
 def test_a_lesson_takes_a_model_or_says_why_not(key, family, folder):
