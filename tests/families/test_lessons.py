@@ -113,7 +113,8 @@ def run(key, lm):
 # Lessons that were written for 30 blocks, and those that read most of a model's parts.
 @pytest.mark.slow
 @pytest.mark.parametrize("key, family", [
-    ("awq", "llama, 16 blocks"), ("formats", "opt"), ("kv_cache", "mistral, long window"), ("one_token", "gemma3")])
+    ("awq", "llama, 16 blocks"), ("formats", "opt"), ("gptq", "opt"), ("kv_cache", "mistral, long window"),
+    ("one_token", "gemma3")])
 def test_a_lesson_runs_to_its_end(key, family, folder):
     run(key, folder(family))
 
