@@ -125,11 +125,14 @@ def grade(
     csv: Annotated[Path | None, typer.Option(help="write points here")] = None,
     feedback: Annotated[Path | None, typer.Option(help="write an HTML page for each submission here")] = None,
     timeout: Annotated[int, typer.Option(help="seconds a cell may take")] = 300,
+    library_points: Annotated[bool, typer.Option(
+        "--library-points", help="give points also where the answer is the library's own function")] = False,
 ) -> None:
     """Grade submitted notebooks with nbgrader's rules, without a gradebook."""
     from authoring.grade import main as work
 
-    raise typer.Exit(work(context.obj, submissions, csv_path=csv, feedback=feedback, timeout=timeout))
+    raise typer.Exit(work(context.obj, submissions, csv_path=csv, feedback=feedback, timeout=timeout,
+                          library_points=library_points))
 
 
 @app.command(name="list")

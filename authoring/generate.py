@@ -253,7 +253,8 @@ def _exercise(project: Project, lesson: Lesson, cell: Cell, kind: str) -> list[N
         if not re.fullmatch(rf"{lesson.key}\.[A-Za-z_]\w*", str(id)):
             raise ValueError(f'predict="{id}" must be "{lesson.key}." and a name.')
         empty = library.replace_solutions(cell.source, lambda region, indent: [f"{indent}prediction = None"])
-        source = cell.source if solved else empty
+        asked = library.accuracy(project.root, lesson.key, id.partition(".")[2])
+        source = "\n".join(filter(None, [asked, cell.source if solved else empty]))
     else:
         target = cell.options["exercise"]
         if target == "inline":

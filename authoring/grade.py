@@ -20,7 +20,8 @@ from nbgrader.utils import setenv as with_environment
 
 from authoring import generate, sync
 from authoring.project import Project
-from authoring.run import exercise_statuses
+from authoring.run import LIBRARY, exercise_statuses
+from course_utils.checking import LIBRARY_POINTS
 
 
 @dataclasses.dataclass
@@ -54,13 +55,16 @@ class Grade:
         return sum(maximum for _, maximum in self.cells.values())
 
 
-def grade(project: Project, submission: Path, *, timeout: int = 300) -> Grade:
+def grade(
+    project: Project, submission: Path, *, timeout: int = 300, library_points: bool = False
+) -> Grade:
     """Grade one submitted notebook. Never raises for what it holds: see `Grade.error`.
 
     Args:
         project: the course.
         submission: path of the notebook.
         timeout: seconds that each cell may take.
+        library_points: whether an answer that is the library's own function gets its points.
 
     Returns:
         Its points.
@@ -87,11 +91,13 @@ def grade(project: Project, submission: Path, *, timeout: int = 300) -> Grade:
         extra_arguments=["--log-level=CRITICAL"],
     )
     try:
-        with with_environment(NBGRADER_EXECUTION="autograde"):
+        # An empty value counts as not set.
+        allowed = {LIBRARY_POINTS: "1" if library_points else ""}
+        with with_environment(NBGRADER_EXECUTION="autograde", **allowed):
             client.execute()
     except Exception as error:  # the kernel died: what ran before counts, what did not run has no points
         result.notes.append(f"the kernel stopped: {' '.join(str(error).split())[:200]}")
-    _score(notebook, result)
+    _score(notebook, result, library_points)
     result.notebook = notebook
     return result
 
@@ -194,7 +200,7 @@ def _place(cells: list[NotebookNode], before: Collection[str]) -> int:
     return places[-1] + 1 if places else len(cells)
 
 
-def _score(notebook: NotebookNode, result: Grade) -> None:
+def _score(notebook: NotebookNode, result: Grade, library_points: bool) -> None:
     """Add the points of an executed submission to its grade."""
     for cell in notebook.cells:
         if not cell.metadata.get("nbgrader", {}).get("grade"):
@@ -203,8 +209,12 @@ def _score(notebook: NotebookNode, result: Grade) -> None:
         points, maximum = determine_grade(cell)
         ran = cell.execution_count is not None
         # A check that ran without an error has shown "passed": anything else means that it was bypassed.
-        passed = "passed" in exercise_statuses(_only(cell)).values()
-        if points and ran and not passed:
+        statuses = exercise_statuses(_only(cell)).values()
+        passed = "passed" in statuses or (library_points and LIBRARY in statuses)
+        if LIBRARY in statuses:
+            given = "its points all the same" if passed else "no points"
+            result.notes.append(f"check {name} passed with the library's own function: {given}")
+        elif points and ran and not passed:
             result.notes.append(f"check {name} did not run as released: no points")
         result.cells[name] = (points if points and ran and passed else 0.0, maximum)
 
@@ -258,6 +268,7 @@ def main(
     csv_path: Path | None = None,
     feedback: Path | None = None,
     timeout: int = 300,
+    library_points: bool = False,
 ) -> int:
     """Grade, print a table, write what was asked for.
 
@@ -267,6 +278,7 @@ def main(
         csv_path: file for the points, see `write_csv`; None for none.
         feedback: folder for pages, see `write_feedback`; None for none.
         timeout: seconds that each cell may take.
+        library_points: as in `grade`.
 
     Returns:
         The exit code: 1 when a submission could not be graded.
@@ -276,7 +288,7 @@ def main(
     from rich.table import Table
 
     grades = [
-        grade(project, submission, timeout=timeout)
+        grade(project, submission, timeout=timeout, library_points=library_points)
         for submission in track(submissions, description="grading", transient=True)
     ]
     shown = Table("submission", "lesson", "points", "notes")

@@ -62,6 +62,31 @@ def _absolute(module: str, path: Path, node: ast.ImportFrom) -> str:
     return ".".join(package + ([node.module] if node.module else []))
 
 
+def accuracy(root: Path, key: str, name: str) -> str:
+    """How close a prediction must come, as a comment for the learner.
+
+    Args:
+        root: the folder that holds the package.
+        key: of the lesson.
+        name: of the prediction.
+
+    Returns:
+        Such as "# In MB; accepted: within 5 % of the answer."; "" for a choice of words, or when it is not
+        written down as plain numbers in course_utils/exercises/KEY.py.
+    """
+    path = root / "course_utils" / "exercises" / f"{key}.py"
+    for node in ast.walk(ast.parse(path.read_text() if path.is_file() else "")):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Prediction":
+            given = {argument.arg: getattr(argument.value, "value", None) for argument in node.keywords}
+            rtol = given.get("rtol", 0.05)
+            if given.get("id") == name and isinstance(rtol, int | float) and not isinstance(
+                    given.get("answer"), str):
+                unit = f"In {given['unit']}; a" if given.get("unit") else "A"
+                close = f"within {100 * rtol:.3g} % of the answer" if rtol else "the exact number"
+                return f"# {unit}ccepted: {close}."
+    return ""
+
+
 def mark_solution(source: str) -> str:
     """Put nbgrader's solution marks around the body of a function, or of each method of a class.
 

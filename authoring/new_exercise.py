@@ -34,7 +34,8 @@ RIGHT = {}
 EXERCISE = '''\
 def _{name}_cases():
     # Case({parameters}, label="what is special about it"),
-    # with usual and extreme values, other shapes, dtypes and strides; seed what is random. One with
+    # with usual and extreme values, other shapes, dtypes and strides, two of the same shapes with other
+    # numbers, real objects where they come (nn.Parameter, float16); seed what is random. One with
     # raises=ValueError for each argument that must be refused.
     raise NotImplementedError("{id}: its cases are not written yet")
 
@@ -45,12 +46,14 @@ def _{name}_cases():
 {call_argument}    mistakes=[
         # Mistake("what is wrong, and where to look.", a function that makes this mistake),
     ],
+    # exact_dtype=True, where the docstring promises a type; gradients=True, where gradients belong to it.
     hint="",
 )
 '''
 CALL = '''\
 def _{name}_call(cls, *args):
-    # What the class does with the arguments of a case; returns what is compared.
+    # What the class does with the arguments of a case; returns what is compared: a value, or a dict whose
+    # keys say in plain words what was looked at. `checking.cases` has read_twice and error_of.
     raise NotImplementedError("{id}: how the class is called is not written yet")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from rich.table import Table
 from authoring.project import Project
 from authoring.sync import replace_file
 
+LIBRARY = "passed with the library's function"  # status of an exercise that was skipped in this way
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -23,10 +26,11 @@ class Row:
         lesson: name of the notebook's file without its ending.
         seconds: how long it took.
         peak_bytes: highest resident memory of the kernel and its child processes together.
-        passed: how many exercises passed.
+        passed: how many exercises passed, with an answer of one's own.
         exercises: how many there are.
         path: of the executed notebook, or of the one that could not be executed.
         error: "" if there was none.
+        library: how many exercises passed with the library's own function for an answer.
     """
 
     lesson: str
@@ -36,6 +40,16 @@ class Row:
     exercises: int
     path: Path
     error: str
+    library: int = 0
+
+    @property
+    def counts(self) -> str:
+        """Exercises passed, such as "5/7" or "5/7, 2 with the library's function"."""
+        return _counts(self.passed, self.exercises, self.library)
+
+
+def _counts(passed: int, exercises: int, library: int) -> str:
+    return f"{passed}/{exercises}" + f", {library} with the library's function" * bool(library)
 
 
 def run_lessons(
@@ -91,9 +105,9 @@ def _run_one(
         return Row(file.stem, 0.0, 0, 0, 0, project.relative(file), f"{type(error).__name__}: {error}")
     replace_file(target, nbformat.writes(done.notebook))
     statuses = exercise_statuses(done.notebook)
-    passed = sum(status == "passed" for status in statuses.values())
-    shown = project.relative(target)
-    return Row(file.stem, done.seconds, done.peak_bytes, passed, len(statuses), shown, done.error or "")
+    counted = Counter(statuses.values())
+    return Row(file.stem, done.seconds, done.peak_bytes, counted["passed"], len(statuses),
+               project.relative(target), done.error or "", counted[LIBRARY])  # fmt: skip
 
 
 def exercise_statuses(notebook: NotebookNode) -> dict[str, str]:
@@ -103,14 +117,15 @@ def exercise_statuses(notebook: NotebookNode) -> dict[str, str]:
         notebook: an executed notebook.
 
     Returns:
-        Id of the exercise -> "passed", "failed" or "not attempted".
+        Id of the exercise -> "passed", "failed", "not attempted", or `LIBRARY` when it passed with the
+        library's own function.
     """
     found = {}
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             mark = output.get("metadata", {}).get("course", {})
             if "exercise" in mark:
-                found[mark["exercise"]] = mark["status"]
+                found[mark["exercise"]] = LIBRARY if mark.get("library") else mark["status"]
     return found
 
 
@@ -130,15 +145,16 @@ def table(rows: list[Row]) -> Table:
             row.lesson,
             f"{row.seconds / 60:.1f}",
             f"{row.peak_bytes / 1e9:.2f} GB",
-            f"{row.passed}/{row.exercises}",
+            row.counts,
             where,
         )
     if len(rows) > 1:
         shown.add_section()
-        passed, exercises = sum(r.passed for r in rows), sum(r.exercises for r in rows)
+        numbers = ((row.passed, row.exercises, row.library) for row in rows)
+        counts = _counts(*map(sum, zip(*numbers, strict=True)))
         peak = max(r.peak_bytes for r in rows)
         minutes = sum(r.seconds for r in rows) / 60
-        shown.add_row("all", f"{minutes:.1f}", f"{peak / 1e9:.2f} GB", f"{passed}/{exercises}", "")
+        shown.add_row("all", f"{minutes:.1f}", f"{peak / 1e9:.2f} GB", counts, "")
     return shown
 
 
@@ -170,7 +186,8 @@ def main(project: Project, numbers: Sequence[str], **options: Any) -> int:
             numbers,
             on_cell=progress.cell,
             done=lambda row: progress.say(
-                f"{row.lesson}: {'failed' if row.error else 'done'} after {row.seconds / 60:.1f} minutes"
+                f"{row.lesson}: {'failed' if row.error else 'done'} after {row.seconds / 60:.1f} minutes, "
+                f"exercises passed: {row.counts}"
             ),
             **options,
         )

@@ -1,9 +1,15 @@
-"""What the cases of several lessons are made of: random tensors, and the gradients of an answer."""
+"""What the cases of several lessons are made of: random tensors, gradients, and what a `call` looks at."""
 
+import copy
+from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from course_utils.checking.compare import difference
+from course_utils.checking.spec import Complaint
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -40,3 +46,43 @@ def gradients(result: Any, above: Tensor | None = None, **inputs: Tensor) -> dic
         for name, value in inputs.items()
     }
     return {"result": result.detach(), **found}
+
+
+def read_twice(read: Callable[[], Any], name: str) -> Any:
+    """Read something of an object twice: for the `call` of an `Exercise` that drives a class.
+
+    Args:
+        read: ``lambda: statistic.matrix``.
+        name: what the learner calls it, such as "matrix".
+
+    Returns:
+        A copy of what the first reading gave.
+
+    Raises:
+        Complaint: the second reading gave something else.
+    """
+    first = read()
+    if isinstance(first, MethodType):  # a missing @property: the comparison says so
+        return first
+    kept = copy.deepcopy(first.detach() if isinstance(first, Tensor) else first)
+    if difference(kept, read(), rtol=0, atol=0, types="exact"):
+        raise Complaint(f"the same {name} each time it is read", f"another {name} the second time")
+    return kept
+
+
+def error_of(function: Callable, *args: Any, raises: type[Exception] = ValueError) -> str:
+    """What a call raises, for a `call` that goes on to look at the object afterwards.
+
+    Args:
+        function: what is called, such as a method of the learner's object.
+        *args: its arguments.
+        raises: the exception that is expected; a subclass counts as it.
+
+    Returns:
+        "ValueError raised", or that nothing was.
+    """
+    try:
+        function(*args)
+    except raises:
+        return f"{raises.__name__} raised"
+    return "nothing raised"

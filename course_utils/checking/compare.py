@@ -1,15 +1,17 @@
-"""Compare an answer with what was expected, and say where the two part."""
+"""Compare a value with what was expected, and say where the two part."""
 
 import dataclasses
 import math
 import numbers
-import reprlib
-from collections.abc import Iterable, Mapping, Sequence, Set
-from types import GeneratorType
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Literal
 
 import numpy as np
 import torch
+
+from course_utils.checking.describe import at, describe, describe_keys, dtype_name, figures, kind_of
+
+Types = Literal["value", "kind", "exact"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,48 +33,56 @@ def difference(
     *,
     rtol: float = 1e-5,
     atol: float = 1e-8,
-    exact_dtype: bool = False,
+    types: Types = "kind",
     path: str = "",
 ) -> Difference | None:
     """First difference between two values, or None when they agree.
 
     Floats agree when ``|came - expected| <= atol + rtol * |expected|`` and NaN agrees with NaN. Integers,
-    booleans and texts must be equal. Tensors and arrays must have the same shape and the same kind of dtype
-    (bool, integer, float, complex), or the very same dtype with `exact_dtype`. A 0-dimensional tensor counts
-    as a number, and a list as a tuple. Containers and dataclasses are compared element by element.
+    booleans and texts must be equal. Shapes must be equal. A list counts as a tuple. Containers, dataclasses
+    and modules are compared element by element.
+
+    The rule for types: a value must be of the kind that is expected (bool, integer, float, complex), so 2.0
+    is no int; where a float is expected, a whole number will do. Which integer, which float does not
+    matter: float64 for float32, a 0-dimensional tensor for a number. With `types` = "exact" it does: the
+    very dtype, int or float itself (numpy's float64 is a float, its int64 is no int).
 
     Args:
         expected: the right value.
         came: the value to compare with it.
         rtol: relative tolerance for floats.
         atol: absolute tolerance for floats.
-        exact_dtype: True when the dtype itself must be the same, not only its kind.
+        types: "kind" or "exact", as above; "value": also 2.0 for the int 2.
         path: where the values stand inside a larger one, such as "[0]['mean']"; named in the texts.
 
     Returns:
         The first difference, or None.
     """
-    options = {"rtol": rtol, "atol": atol, "exact_dtype": exact_dtype}
+    options = {"rtol": rtol, "atol": atol, "types": types}
     if expected is None or came is None:
         if expected is came:
             return None
         hint = " (is a `return` missing?)" if came is None else ""
         return Difference(at(path) + describe(expected), at(path) + describe(came) + hint)
     if isinstance(expected, bool | np.bool_):
-        same = isinstance(came, bool | np.bool_) or is_scalar_tensor(came, torch.bool)
+        same = isinstance(came, bool | np.bool_) or (
+            is_scalar_tensor(came, torch.bool) and types != "exact")
         return None if same and bool(came) == bool(expected) else differ(expected, came, path)
     if isinstance(expected, numbers.Number) and not isinstance(expected, np.ndarray):
-        return _number_difference(expected, came, rtol, atol, path)
+        return _number_difference(expected, came, path, **options)
     if isinstance(expected, torch.Tensor):
-        if isinstance(came, numbers.Number) and expected.ndim == 0:
-            came = torch.tensor(came)
+        if isinstance(came, numbers.Number) and expected.ndim == 0 and types != "exact":
+            return _number_difference(expected.item(), came, path, **options)
         if not isinstance(came, torch.Tensor):
             return differ(expected, came, path)
         return _tensor_difference(expected, came, path, **options)
     if isinstance(expected, np.ndarray):
         return _array_difference(expected, came, path, **options)
-    if isinstance(expected, str | bytes):
-        return None if type(came) is type(expected) and came == expected else differ(expected, came, path)
+    if isinstance(expected, str):
+        same = isinstance(came, str) and str.__str__(came) == expected
+        return None if same else differ(expected, came, path)
+    if isinstance(expected, bytes):
+        return None if type(came) is bytes and came == expected else differ(expected, came, path)
     if isinstance(expected, Mapping):
         return _mapping_difference(expected, came, path, options)
     if isinstance(expected, Set):
@@ -80,6 +90,10 @@ def difference(
         return None if same else differ(expected, came, path)
     if isinstance(expected, Sequence):
         return _sequence_difference(expected, came, path, options)
+    if isinstance(expected, torch.nn.Module):
+        if type(came).__name__ != type(expected).__name__ or not isinstance(came, torch.nn.Module):
+            return differ(expected, came, path)
+        return _mapping_difference(expected.state_dict(), came.state_dict(), path, options)
     if dataclasses.is_dataclass(expected):
         if type(came).__name__ != type(expected).__name__ or not dataclasses.is_dataclass(came):
             return differ(expected, came, path)
@@ -89,84 +103,6 @@ def difference(
             return differ(expected, came, path)
         return _mapping_difference(expected.to_dict("list"), came.to_dict("list"), path, options)
     return None if type(came) is type(expected) and came == expected else differ(expected, came, path)
-
-
-def describe(value: Any) -> str:
-    """A value in a few words. Never raises.
-
-    Args:
-        value: any value, also one whose own methods raise.
-
-    Returns:
-        Shape and dtype of a tensor or array, a shortened repr of the rest.
-    """
-    try:
-        if isinstance(value, torch.Tensor | np.ndarray):
-            kind = "tensor" if isinstance(value, torch.Tensor) else "array"
-            text = f"{dtype_name(value)} {kind} of shape {tuple(value.shape)}"
-            return f"{text}: {value.item():.8g}" if value.ndim == 0 and kind_of(value) == "float" else text
-        if isinstance(value, torch.nn.Module):
-            return f"a {type(value).__name__} module"
-        if isinstance(value, GeneratorType):
-            return "a generator (return the values themselves, for instance as a list)"
-        if value is None:
-            return "None"
-        if isinstance(value, bool | str | bytes):
-            return reprlib.repr(value)
-        if isinstance(value, float):
-            return f"{value:.8g} (float)"
-        if isinstance(value, Sequence | Mapping | Set):
-            return f"{shorten(repr(value))} ({type(value).__name__} of {len(value)})"
-        return f"{shorten(repr(value))} ({type(value).__name__})"
-    except Exception:  # a learner's own class may have a broken __repr__
-        return f"an object of type {type(value).__name__}"
-
-
-def shorten(text: str, limit: int = 120) -> str:
-    """A text on one line, cut in the middle.
-
-    Args:
-        text: any text.
-        limit: characters that the result has at most.
-
-    Returns:
-        The shortened text.
-    """
-    text = " ".join(text.split())
-    half = (limit - 5) // 2
-    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
-
-
-def dtype_name(value: torch.Tensor | np.ndarray) -> str:
-    """Name of a dtype, such as "float32".
-
-    Args:
-        value: a tensor or an array.
-
-    Returns:
-        The name, the same for torch and numpy.
-    """
-    return str(value.dtype).removeprefix("torch.")
-
-
-def kind_of(value: torch.Tensor | np.ndarray) -> str:
-    """The kind of dtype of a tensor or array.
-
-    Args:
-        value: a tensor or an array.
-
-    Returns:
-        "bool", "integer", "float", "complex" or "other".
-    """
-    if isinstance(value, np.ndarray):
-        return {"b": "bool", "i": "integer", "u": "integer", "f": "float", "c": "complex"}.get(
-            value.dtype.kind, "other"
-        )
-    if value.dtype == torch.bool:
-        return "bool"
-    if value.dtype.is_complex:
-        return "complex"
-    return "float" if value.dtype.is_floating_point else "integer"
 
 
 def is_scalar_tensor(value: Any, dtype: torch.dtype | None = None) -> bool:
@@ -180,18 +116,6 @@ def is_scalar_tensor(value: Any, dtype: torch.dtype | None = None) -> bool:
         True when it is.
     """
     return isinstance(value, torch.Tensor) and value.ndim == 0 and dtype in (None, value.dtype)
-
-
-def at(path: str) -> str:
-    """How a text about a part of a value begins.
-
-    Args:
-        path: where the part stands, as in `difference`.
-
-    Returns:
-        "at PATH: ", or nothing for the value itself.
-    """
-    return f"at {path}: " if path else ""
 
 
 def differ(expected: Any, came: Any, path: str = "") -> Difference:
@@ -212,7 +136,7 @@ def as_number(value: Any) -> int | float | complex | None:
     """A value as a Python number.
 
     Args:
-        value: any value; numbers of numpy and 0-dimensional tensors and arrays count as numbers.
+        value: any value; numbers of numpy, fractions, decimals and 0-dimensional tensors and arrays count.
 
     Returns:
         The number, or None when the value is none (a bool is none).
@@ -223,7 +147,15 @@ def as_number(value: Any) -> int | float | complex | None:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Number):
         return None
-    return value
+    for kind, convert in ((int, int.__int__), (float, float.__float__), (complex, complex.__complex__)):
+        if isinstance(value, kind):  # of a subclass, which may have a == of its own, the plain number
+            return convert(value)
+    try:
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    except OverflowError:  # a fraction of huge numbers
+        return math.inf if value > 0 else -math.inf
+    except Exception:  # a number that has no float
+        return None
 
 
 def numbers_agree(expected: complex, came: complex, rtol: float, atol: float) -> bool:
@@ -243,7 +175,9 @@ def numbers_agree(expected: complex, came: complex, rtol: float, atol: float) ->
     if any(isinstance(x, int) and abs(x) > 1e300 for x in (expected, came)):  # too large for a float
         return False
     if isinstance(expected, complex) or isinstance(came, complex):
-        return abs(came - expected) <= atol + rtol * abs(expected)
+        apart = complex(came) - complex(expected)
+        size = math.hypot(expected.real, expected.imag)
+        return math.hypot(apart.real, apart.imag) <= atol + rtol * size < math.inf
     if math.isnan(expected) or math.isnan(came):
         return math.isnan(expected) and math.isnan(came)
     if math.isinf(expected) or math.isinf(came):
@@ -251,14 +185,28 @@ def numbers_agree(expected: complex, came: complex, rtol: float, atol: float) ->
     return abs(came - expected) <= atol + rtol * abs(expected)
 
 
-def _number_difference(expected: Any, came: Any, rtol: float, atol: float, path: str) -> Difference | None:
+def _number_difference(
+    expected: Any, came: Any, path: str, *, rtol: float, atol: float, types: Types
+) -> Difference | None:
     wanted, number = as_number(expected), as_number(came)
-    if number is None:
+    if number is None or (types == "exact" and not isinstance(came, type(expected))):
         return differ(expected, came, path)
     # Integers count things: a tolerance would let a count that is slightly off pass.
     exact = isinstance(wanted, int)
-    agree = number == wanted if exact else numbers_agree(wanted, number, rtol, atol)
-    return None if agree else differ(wanted, number, path)
+    wrong_kind = exact and not isinstance(number, int) and types != "value"
+    wrong_kind |= isinstance(number, complex) and not isinstance(wanted, complex)
+    if not wrong_kind and (number == wanted if exact else numbers_agree(wanted, number, rtol, atol)):
+        return None
+    if not isinstance(wanted, float) or not isinstance(number, float):
+        found = differ(expected, came, path)
+        note = " (the number is right, but it is no int)" if wrong_kind and number == wanted else ""
+        return Difference(found.expected, found.came + note)
+    texts = figures(wanted, number)
+    return Difference(f"{at(path)}{texts[0]} (float)", f"{at(path)}{texts[1]} ({_type_name(came)})")
+
+
+def _type_name(value: Any) -> str:
+    return f"{dtype_name(value)} tensor" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _array_difference(expected: np.ndarray, came: Any, path: str, **options: Any) -> Difference | None:
@@ -280,10 +228,10 @@ def _from_numpy(array: np.ndarray) -> torch.Tensor:
 
 
 def _tensor_difference(
-    expected: torch.Tensor, came: torch.Tensor, path: str, *, rtol: float, atol: float, exact_dtype: bool
+    expected: torch.Tensor, came: torch.Tensor, path: str, *, rtol: float, atol: float, types: Types
 ) -> Difference | None:
     wrong_shape = expected.shape != came.shape
-    wrong_kind = kind_of(expected) != kind_of(came) or (exact_dtype and expected.dtype != came.dtype)
+    wrong_kind = kind_of(expected) != kind_of(came) or (types == "exact" and expected.dtype != came.dtype)
     if came.is_meta or wrong_shape or wrong_kind:
         return differ(expected, came, path)
     wanted, values = _plain(expected), _plain(came)
@@ -294,17 +242,22 @@ def _tensor_difference(
     if not wrong.any():
         return None
     index = tuple(wrong.nonzero()[0].tolist())
-    place = f"[{', '.join(map(str, index))}]" if index else ""
+    texts = _elements(wanted[index], values[index])
+    parts = [f"{dtype_name(value)} tensor of shape {tuple(value.shape)}" for value in (expected, came)]
+    if not index:
+        return Difference(f"{at(path)}{parts[0]}: {texts[0]}", f"{at(path)}{parts[1]}: {texts[1]}")
+    place = f"[{', '.join(map(str, index))}]"
     count = f"{int(wrong.sum())} of {wrong.numel()} elements differ"
     return Difference(
-        f"{at(path)}{describe(expected)}, {place} = {_element(wanted[index])}",
-        f"{at(path)}{describe(came)}, {place} = {_element(values[index])} ({count})",
+        f"{at(path)}{parts[0]}, {place} = {texts[0]}",
+        f"{at(path)}{parts[1]}, {place} = {texts[1]} ({count})",
     )
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """Dense CPU values in float64, or in int64: every dtype that a lesson uses fits in one of the two."""
     tensor = tensor.detach().cpu()
+    tensor = tensor.dequantize() if tensor.is_quantized else tensor
     tensor = tensor.to_dense() if tensor.layout != torch.strided else tensor
     if tensor.dtype.is_complex:
         tensor = torch.view_as_real(tensor.resolve_conj())
@@ -315,8 +268,10 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.float().double() if tensor.dtype.itemsize < 4 else tensor.double()
 
 
-def _element(value: torch.Tensor) -> str:
-    return f"{value.item():.8g}" if value.dtype == torch.float64 and value.ndim == 0 else str(value.tolist())
+def _elements(wanted: torch.Tensor, value: torch.Tensor) -> tuple[str, str]:
+    if wanted.dtype == torch.float64 and wanted.ndim == 0:
+        return figures(wanted.item(), value.item())
+    return str(wanted.tolist()), str(value.tolist())
 
 
 def _sequence_difference(
@@ -346,18 +301,6 @@ def _mapping_difference(
         if found := difference(expected[key], came[key], path=f"{path}[{key!r}]", **options):
             return found
     return None
-
-
-def describe_keys(keys: Iterable[Any]) -> str:
-    """Keys of a mapping in a few words.
-
-    Args:
-        keys: the keys.
-
-    Returns:
-        Their reprs in order, shortened.
-    """
-    return shorten(", ".join(sorted(map(repr, keys))))
 
 
 def _fields(instance: Any) -> dict[str, Any]:

@@ -1,20 +1,26 @@
-"""Judge an answer: run it on the exercise's cases, compare, and find the likely mistake.
+"""Judge an answer: run it on the exercise's cases, twice, compare, and find the likely mistake.
 
 Everything that a learner's code may do ends in a `Result` with a message, never in an exception.
 """
 
-import inspect
-import traceback
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-
-from course_utils.checking import running
-from course_utils.checking.compare import Difference, describe, difference, shorten
+from course_utils.checking.compare import Difference
+from course_utils.checking.describe import describe, shorten
+from course_utils.checking.limits import TimeLimit
+from course_utils.checking.mistakes import likely_mistake
+from course_utils.checking.outcomes import outcome_difference
 from course_utils.checking.predictions import judge_prediction
-from course_utils.checking.running import Outcome, TimeLimit, run, run_reference
+from course_utils.checking.running import Outcome, run, run_reference, settled
+from course_utils.checking.source import codes, is_stub
 from course_utils.checking.spec import FAILED, NOT_ATTEMPTED, PASSED, Case, Exercise, Prediction, Result
+
+AGAIN = (
+    "the second call with the same arguments gives something else. Does your code keep something between "
+    "calls: a global, a default argument, an attribute of the class, a hook?"
+)
+OVERWRITTEN = "a later call changed what this one had returned: return new memory each time."
 
 
 def judge(exercise: Exercise | Prediction, answer: Any, id: str) -> Result:
@@ -38,29 +44,55 @@ def judge(exercise: Exercise | Prediction, answer: Any, id: str) -> Result:
     if not callable(answer):
         came = f"{describe(answer)}\n  Give check() the function itself: its name, without brackets."
         return _failed(id, 0, "", Difference("a function", came), "")
-    cases = exercise.cases()
-    failures = {}
-    outcomes = []
-    references = [run_reference(exercise, case, id) for case in cases]
+    with settled():
+        cases = exercise.cases()
+        references = [run_reference(exercise, case, id) for case in cases]
+    outcomes, failures = [], {}
     for n, (case, expected) in enumerate(zip(cases, references, strict=True)):
         came = run(exercise, answer, case)
-        unwritten = isinstance(came.error, NotImplementedError) and not came.error.args
-        if unwritten and case.raises is None and not outcomes:
+        if case.raises is None and not outcomes and is_stub(came.error, exercise.call):
             return _not_attempted(id, len(cases))
         outcomes.append(came)
-        if found := _outcome_difference(exercise, expected, came, case):
+        if found := outcome_difference(exercise, case, expected, came):
             failures[n] = found
         if isinstance(came.error, TimeLimit):
             break
-    if not failures:
-        return Result(PASSED, len(cases), f"{id}: passed ({_count(len(cases), 'case')})")
-    first = min(failures)
-    title = f" in case {first + 1} of {len(cases)}"
-    title += f" ({cases[first].label})" if cases[first].label else ""
-    call = _call_text(exercise, cases[first])
-    advice = _likely_mistake(exercise, cases, references, outcomes)
-    advice = f"Likely mistake: {advice}" if advice else f"Hint: {exercise.hint}" if exercise.hint else ""
-    return _failed(id, len(cases), title, failures[first], advice, call)
+    if failures:
+        first = min(failures)
+        advice = likely_mistake(exercise, cases, references, outcomes, first)
+        advice = f"Likely mistake: {advice}" if advice else f"Hint: {exercise.hint}" * bool(exercise.hint)
+        call = _call_text(exercise, cases[first])
+        return _failed(id, len(cases), _title(cases, first), failures[first], advice, call)
+    return _second_use(exercise, answer, id, cases, references, outcomes)
+
+
+def _second_use(
+    exercise: Exercise, answer: Callable, id: str, cases: list[Case], references: list[Outcome],
+    outcomes: list[Outcome],
+) -> Result:  # fmt: skip
+    """What comes of an answer that was right once: call it again, in reverse order.
+
+    The second time is watched: does the answer call the library's function?
+    """
+    watch, library = codes(exercise.reference), False
+    for n in reversed(range(len(cases))):
+        again = run(exercise, answer, cases[n], quiet=True, watch=watch)
+        library = library or again.library
+        advice = AGAIN
+        found = None
+        if not isinstance(again.error, TimeLimit):  # being watched takes time
+            found = outcome_difference(exercise, cases[n], references[n], again)
+        for m in range(len(cases)) if not found else ():
+            if found := outcome_difference(exercise, cases[m], references[m], outcomes[m]):
+                n, advice = m, OVERWRITTEN
+                break
+        if found:
+            title = f"{_title(cases, n)}, called again" if advice == AGAIN else _title(cases, n)
+            call = _call_text(exercise, cases[n])
+            return _failed(id, len(cases), title, found, f"Likely mistake: {advice}", call)
+    count = "1 case" if len(cases) == 1 else f"{len(cases)} cases"
+    how = ", with the library's own function" if library else ""
+    return Result(PASSED, len(cases), f"{id}: passed{how} ({count})", library)
 
 
 def _not_attempted(id: str, cases: int = 0) -> Result:
@@ -76,85 +108,9 @@ def _failed(id: str, cases: int, title: str, found: Difference, advice: str, cal
     return Result(FAILED, cases, "\n".join(lines))
 
 
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _outcome_difference(
-    exercise: Exercise, expected: Outcome, came: Outcome, case: Case
-) -> Difference | None:
-    if case.raises is not None:
-        if isinstance(came.error, case.raises):
-            return None
-        return Difference(f"{case.raises.__name__} raised", _describe_outcome(came))
-    if came.error is not None:
-        return Difference(describe(expected.value), _describe_outcome(came))
-    found = _values_difference(exercise, expected.value, came.value)
-    return found or _argument_difference(exercise, expected, came)
-
-
-def _values_difference(exercise: Exercise, expected: Any, came: Any) -> Difference | None:
-    try:
-        return difference(
-            expected, came, rtol=exercise.rtol, atol=exercise.atol, exact_dtype=exercise.exact_dtype
-        )
-    except Exception as error:  # an object that cannot be compared, whatever it is, is not the answer
-        return Difference(describe(expected), f"{describe(came)}, which cannot be compared ({error})")
-
-
-def _argument_difference(exercise: Exercise, expected: Outcome, came: Outcome) -> Difference | None:
-    """The argument that the answer changed in place although the reference does not, or changes otherwise."""
-    try:
-        bound = inspect.signature(exercise.reference).bind(*expected.arguments[0], **expected.arguments[1])
-        names = list(bound.arguments)
-    except (TypeError, ValueError):
-        names = []
-    pairs = list(zip(expected.arguments[0], came.arguments[0], strict=True))
-    pairs += [(value, came.arguments[1][key]) for key, value in expected.arguments[1].items()]
-    for n, (right, changed) in enumerate(pairs):
-        name = f"`{names[n]}`" if n < len(names) and exercise.call is None else f"number {n + 1}"
-        if _changed(exercise, right, changed):
-            return Difference(
-                f"argument {name} as {describe(right)}, in the state the reference leaves it in",
-                "another content: your function changes it in place (work on a copy)",
-            )
-    return None
-
-
-def _changed(exercise: Exercise, right: Any, came: Any) -> bool:
-    if isinstance(right, torch.nn.Module):
-        return _changed(exercise, right.state_dict(), came.state_dict())
-    if isinstance(right, torch.Tensor | np.ndarray):
-        return _values_difference(exercise, right, came) is not None
-    if isinstance(right, dict):
-        return right.keys() != came.keys() or any(_changed(exercise, right[k], came[k]) for k in right)
-    if isinstance(right, list | tuple):
-        return len(right) != len(came) or any(map(lambda a, b: _changed(exercise, a, b), right, came))
-    if isinstance(right, bool | int | float | str):
-        return _values_difference(exercise, right, came) is not None
-    return False  # anything else cannot be compared for certain
-
-
-def _describe_outcome(outcome: Outcome) -> str:
-    if outcome.error is None:
-        return describe(outcome.value)
-    if isinstance(outcome.error, TimeLimit):
-        return str(outcome.error)
-    text = f"{type(outcome.error).__name__} raised"
-    try:
-        message = shorten(str(outcome.error), 200)
-        line = _learners_line(outcome.error)
-    except Exception:  # an exception whose own text fails
-        message, line = "", ""
-    text += f": {message}" if message else ""
-    return text + (f"\n             in the line: {line}" if line else "")
-
-
-def _learners_line(error: BaseException) -> str:
-    """The line of the learner's code that raised: the innermost one outside of installed packages."""
-    frames = traceback.extract_tb(error.__traceback__, limit=20)[1:]
-    own = [f for f in frames if "site-packages" not in f.filename and f.filename != running.__file__]
-    return shorten(own[-1].line or "") if own else ""
+def _title(cases: list[Case], n: int) -> str:
+    label = f" ({cases[n].label})" if cases[n].label else ""
+    return f" in case {n + 1} of {len(cases)}{label}"
 
 
 def _call_text(exercise: Exercise, case: Case) -> str:
@@ -167,34 +123,3 @@ def _short(value: Any) -> str:
     if isinstance(value, int | float | str | bool | None):
         return shorten(repr(value), 60)
     return f"<{shorten(describe(value), 80)}>"
-
-
-def _likely_mistake(
-    exercise: Exercise, cases: list[Case], references: list[Outcome], outcomes: list[Outcome]
-) -> str | None:
-    """Message of the planted mistake that answers as the learner does wherever it differs from the reference.
-
-    Cases that must raise count only for mistakes that nothing else shows: a planted function need not repeat
-    the reference's checks of its arguments.
-    """
-    best = None
-    for mistake in exercise.mistakes:
-        agrees, telling = {}, {True: [], False: []}
-        for n, (case, reference, came) in enumerate(zip(cases, references, outcomes, strict=False)):
-            planted = run(exercise, mistake.function, case, quiet=True)
-            agrees[n] = _same_outcome(exercise, planted, came)
-            if _outcome_difference(exercise, reference, planted, case):
-                telling[case.raises is not None].append(n)
-        shows = telling[False] or telling[True]
-        if shows and all(agrees.values()):
-            return mistake.message
-        if shows and all(agrees[n] for n in shows):
-            best = best or mistake.message
-    return best
-
-
-def _same_outcome(exercise: Exercise, planted: Outcome, came: Outcome) -> bool:
-    if planted.error is not None or came.error is not None:
-        return type(planted.error) is type(came.error)
-    found = _values_difference(exercise, planted.value, came.value)
-    return found is None and _argument_difference(exercise, planted, came) is None

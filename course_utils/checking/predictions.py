@@ -1,9 +1,13 @@
 """Judge a number (or a short text) that the learner predicted before it is measured."""
 
+import re
 from typing import Any
 
-from course_utils.checking.compare import as_number, describe, numbers_agree
+from course_utils.checking.compare import as_number, numbers_agree
+from course_utils.checking.describe import describe, shorten
 from course_utils.checking.spec import FAILED, NOT_ATTEMPTED, PASSED, Prediction, Result
+
+PREFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
 def judge_prediction(prediction: Prediction, value: Any, id: str) -> Result:
@@ -17,10 +21,12 @@ def judge_prediction(prediction: Prediction, value: Any, id: str) -> Result:
     Returns:
         What came of it. The message never holds the answer unless the prediction passed.
     """
+    right = prediction.answer
     if value is None or value is ...:
-        text = f"{id}: not attempted. Write your prediction in the cell above: a guess costs nothing."
+        asked = "" if isinstance(right, str) else f" It is accepted {accepted(prediction.rtol)}."
+        text = f"{id}: not attempted. Write your prediction in the cell above: a guess costs nothing.{asked}"
         return Result(NOT_ATTEMPTED, 1, text)
-    right = prediction.answer() if callable(prediction.answer) else prediction.answer
+    right = right() if callable(right) else right
     if isinstance(right, str):
         return _judge_choice(prediction, right, value, id)
     wanted, number = as_number(right), _as_number(value)
@@ -35,10 +41,22 @@ def judge_prediction(prediction: Prediction, value: Any, id: str) -> Result:
         return Result(PASSED, 1, text)
     lines = [
         f"{id}: failed. {_figure(number)}{unit} is {_how_far(wanted, number)} "
-        f"(accepted: within {prediction.rtol:.0%} of the answer)."
+        f"(accepted: {accepted(prediction.rtol)})."
     ]
-    advice = _prediction_advice(prediction, wanted, number)
+    advice = _advice(prediction, wanted, number)
     return Result(FAILED, 1, "\n  ".join(lines + [advice] * bool(advice)))
+
+
+def accepted(rtol: float) -> str:
+    """What accuracy is asked for, in words.
+
+    Args:
+        rtol: relative tolerance.
+
+    Returns:
+        Such as "within 0.5 % of the answer".
+    """
+    return f"within {100 * rtol:.3g} % of the answer" if rtol else "the exact number"
 
 
 def _as_number(value: Any) -> int | float | complex | None:
@@ -49,7 +67,7 @@ def _as_number(value: Any) -> int | float | complex | None:
 
 
 def _judge_choice(prediction: Prediction, right: str, value: Any, id: str) -> Result:
-    value = value if type(value) is str else describe(value)
+    value = str.__str__(value) if issubclass(type(value), str) else describe(value)
     if value.strip().lower() == right.strip().lower():
         return Result(PASSED, 1, f"{id}: passed. It is {right!r}.")
     advice = prediction.hint and f"Hint: {prediction.hint}"
@@ -57,21 +75,43 @@ def _judge_choice(prediction: Prediction, right: str, value: Any, id: str) -> Re
         planted = planted() if callable(planted) else planted
         if value.strip().lower() == str(planted).strip().lower():
             advice = f"Likely mistake: {message}"
-    lines = [f"{id}: failed. {value!r} is not the answer."] + [advice] * bool(advice)
+    lines = [f"{id}: failed. {shorten(repr(value))} is not the answer."] + [advice] * bool(advice)
     return Result(FAILED, 1, "\n  ".join(lines))
 
 
-def _prediction_advice(prediction: Prediction, wanted: float, number: float) -> str:
+def _advice(prediction: Prediction, wanted: float, number: float) -> str:
     for planted, message in prediction.mistakes:
         planted = as_number(planted() if callable(planted) else planted)
         if planted is not None and numbers_agree(planted, number, prediction.rtol, 0.0):
             return f"Likely mistake: {message}"
-    for factor in (1e3, 1e6, 1e9, 1e12, 8.0, 100.0):  # kilo, mega, giga, tera; bits and bytes; percent
-        for scaled in (wanted * factor, wanted / factor):
-            if numbers_agree(scaled, number, min(prediction.rtol, 0.02), 0.0):
-                unit = f" (it is asked in {prediction.unit})" if prediction.unit else ""
-                return f"Likely mistake: the unit{unit}; the digits are right."
+    if mistake := _unit_mistake(prediction, wanted, number):
+        return f"Likely mistake: the unit{mistake}"
     return f"Hint: {prediction.hint}" if prediction.hint else ""
+
+
+def _unit_mistake(prediction: Prediction, wanted: float, number: float) -> str:
+    """What is wrong with the unit, if that is all that is wrong; only units that the question may be in."""
+
+    def is_it(factor: float, rtol: float = prediction.rtol) -> bool:
+        return any(numbers_agree(wanted * f, number, rtol, 0.0) for f in (factor, 1 / factor))
+
+    unit = prediction.unit
+    asked = f" (it is asked in {unit})" if unit else ""
+    words = " ".join([unit, *(message for _, message in prediction.mistakes)])
+    if found := re.fullmatch(r"([kMGT]?)B|bytes", unit):
+        for n, name in enumerate(("KiB", "MiB", "GiB", "TiB"), start=1):
+            # 2 to 10 % apart when both have the same prefix: close enough to mistake one for the other.
+            if is_it(PREFIXES[found[1] or ""] / 2 ** (10 * n), min(prediction.rtol, 0.01)):
+                return f"{asked}: {name} have 2^{10 * n} bytes, {name[0]}B have 10^{3 * n}."
+    ratio = re.search(r"%|\bper ?cent|\bshare\b", words)
+    if ratio and is_it(100):
+        return f"{asked}, a share or a percentage; the digits are right."
+    if re.search(r"\b([Bb]its?|[Bb]ytes?|[kMGT]i?B)\b", words) and is_it(8):
+        return f"{asked}: a byte has 8 bits."
+    if unit and not re.match(r"%|per ?cent|share|times|bits", unit):
+        if any(is_it(size) for size in (1e3, 1e6, 1e9, 1e12)):
+            return f"{asked}; the digits are right."
+    return ""
 
 
 def _how_far(wanted: float, number: float) -> str:

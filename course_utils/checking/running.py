@@ -1,22 +1,25 @@
 """Run a function on one case, whatever it does: raise, print, loop for ever, change its arguments."""
 
 import contextlib
-import copy
 import dataclasses
+import inspect
 import io
 import random
-import signal
 import sys
-import threading
-import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
 import torch
 
+from course_utils.checking.limits import time_limit
+from course_utils.checking.parts import copies, parts
 from course_utils.checking.spec import Case, Exercise
+
+NOTHING = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +29,24 @@ class Outcome:
     Attributes:
         value: what was returned; None when it raised.
         error: what was raised, or None.
-        arguments: (args, kwargs) after the call.
+        arguments: name -> argument after the call.
+        returned: what the answer itself gave to the exercise's `call`; `NOTHING` without one.
+        gradients: place -> gradient that arrived there; empty unless the case asks for gradients.
+        library: whether one of the watched functions ran.
     """
 
     value: Any
     error: BaseException | None
-    arguments: tuple
+    arguments: dict[str, Any]
+    returned: Any = NOTHING
+    gradients: dict[str, Any] = dataclasses.field(default_factory=dict)
+    library: bool = False
 
 
-class TimeLimit(BaseException):
-    """Raised inside an answer that runs too long. No Exception: `except Exception` must not swallow it."""
-
-
-def run(exercise: Exercise, function: Callable, case: Case, quiet: bool = False) -> Outcome:
+def run(
+    exercise: Exercise, function: Callable, case: Case, quiet: bool = False,
+    watch: frozenset[CodeType] = frozenset(),
+) -> Outcome:  # fmt: skip
     """Call a function on copies of a case's arguments. Whatever it does becomes an outcome.
 
     Args:
@@ -46,6 +54,7 @@ def run(exercise: Exercise, function: Callable, case: Case, quiet: bool = False)
         function: the reference, a learner's answer or a planted mistake.
         case: the arguments.
         quiet: True drops what the function prints and its warnings.
+        watch: functions' code; the outcome says whether any of it ran.
 
     Returns:
         What the call came to.
@@ -53,18 +62,24 @@ def run(exercise: Exercise, function: Callable, case: Case, quiet: bool = False)
     Raises:
         KeyboardInterrupt: the learner pressed stop. Nothing else is raised.
     """
-    args, kwargs = copy.deepcopy((case.args, case.kwargs))
-    call = exercise.call or (lambda function, *args, **kwargs: function(*args, **kwargs))
+    args, kwargs = copies(case.args, case.kwargs)
+    named = arguments(exercise, args, kwargs)
+    returned, ran, found = [], [], {}
+    wants = exercise.gradients if case.gradients is None else case.gradients
     value = error = None
-    with _seeded(), _output(quiet):
+    with settled(), _output(quiet):
         try:
-            with _time_limit(exercise.seconds):
-                value = call(function, *args, **kwargs)
+            with time_limit(exercise.seconds), _watched(watch, ran):
+                if exercise.call is None:
+                    value = function(*args, **kwargs)
+                else:
+                    value = exercise.call(_recorded(function, returned), *args, **kwargs)
+                found = _gradients(value, named) if wants else {}
         except KeyboardInterrupt:
             raise  # the learner pressed stop
         except BaseException as caught:  # whatever else an answer raises, SystemExit too, is a result
             error = caught
-    return Outcome(value, error, (args, kwargs))
+    return Outcome(value, error, named, returned[-1] if returned else NOTHING, found, bool(ran))
 
 
 def run_reference(exercise: Exercise, case: Case, id: str) -> Outcome:
@@ -91,19 +106,98 @@ def run_reference(exercise: Exercise, case: Case, id: str) -> Outcome:
     return outcome
 
 
+def arguments(exercise: Exercise, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by the names that the learner knows.
+
+    Args:
+        exercise: its reference, or its `call`, has the names.
+        args: positional arguments.
+        kwargs: named arguments.
+
+    Returns:
+        Name -> argument.
+    """
+    try:
+        if exercise.call is None:
+            bound = inspect.signature(exercise.reference).bind(*args, **kwargs)
+        else:
+            bound = inspect.signature(exercise.call).bind(None, *args, **kwargs)
+            bound.arguments.pop(next(iter(bound.arguments)))
+        return dict(bound.arguments)
+    except (TypeError, ValueError, StopIteration):
+        return {f"number {n}": value for n, value in enumerate(args, start=1)} | kwargs
+
+
+def _recorded(function: Callable, returned: list) -> Callable:
+    """The function, noting what it returns. A class stays as it is."""
+    if isinstance(function, type):
+        return function
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        returned.append(function(*args, **kwargs))
+        return returned[-1]
+
+    return recorded
+
+
+def _gradients(value: Any, named: dict[str, Any]) -> dict[str, Any]:
+    """Send the same random gradient back from every part of a value, and read what arrives."""
+    ends = {place: part for place, part in parts(value)
+            if isinstance(part, torch.Tensor) and part.requires_grad}  # fmt: skip
+    above = []
+    for place, end in ends.items():
+        random = torch.Generator().manual_seed(zlib.crc32(place.encode()))
+        above.append(torch.randn(end.shape, generator=random).to(end))
+    if ends:
+        torch.autograd.backward(list(ends.values()), above)
+    return {
+        place: part.grad
+        for name, argument in named.items()
+        for place, part in parts(argument, name)
+        if isinstance(part, torch.Tensor) and part.requires_grad
+    }
+
+
 @contextlib.contextmanager
-def _seeded() -> Iterator[None]:
-    """The same random numbers for every call, and the learner's own sequences left as they were."""
+def settled() -> Iterator[None]:
+    """The same random numbers and settings of torch for every call, and the learner's left as they were.
+
+    Yields:
+        Nothing.
+    """
     state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    dtype = torch.get_default_dtype()
+    with (torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.inference_mode(False),
+          torch.enable_grad()):  # fmt: skip
+        torch.set_default_dtype(torch.float32)
         torch.manual_seed(0)
         random.seed(0)
         np.random.seed(0)
         try:
             yield
         finally:
+            torch.set_default_dtype(dtype)
             random.setstate(state)
             np.random.set_state(numpy_state)
+
+
+@contextlib.contextmanager
+def _watched(codes: frozenset[CodeType], ran: list[CodeType]) -> Iterator[None]:
+    """Note in `ran` which of the functions with this code are called in the block."""
+    if not codes:
+        yield
+        return
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in codes:
+            ran.append(frame.f_code)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
 
 
 @contextlib.contextmanager
@@ -120,27 +214,3 @@ def _output(quiet: bool) -> Iterator[None]:
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
         yield
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise `TimeLimit` in the block after `seconds`, where the platform has interval timers."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        raise TimeLimit(f"stopped after {seconds:g} seconds: does a loop never end?")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    started = time.monotonic()
-    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-        if remaining:  # a timer of somebody else, such as a test's
-            signal.setitimer(
-                signal.ITIMER_REAL, max(remaining - (time.monotonic() - started), 0.001), interval
-            )

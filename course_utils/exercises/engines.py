@@ -21,7 +21,6 @@ def _bound_cases():
 DECODE_BOUND = Exercise(
     reference=costs.decode_bound,
     cases=_bound_cases,
-    rtol=1e-9,
     mistakes=[
         Mistake(
             "seconds for a step. Asked is how many tokens fit into a second.",

@@ -3,6 +3,7 @@
 import torch
 
 from course_utils.checking import Case, Exercise, Mistake, Prediction
+from course_utils.checking.cases import read_twice
 from course_utils.quantize import checkpoint, gptq, layerwise
 
 # --- Hessian ----------------------------------------------------------------------------------------------
@@ -26,7 +27,7 @@ def _accumulate(cls, batches):
     statistic = cls()
     for batch in batches:
         statistic.add(batch)
-    return statistic.matrix
+    return read_twice(lambda: statistic.matrix, "matrix")
 
 
 def _wrong(matrix):

@@ -195,7 +195,8 @@ def _learned_cases():
         Case(randn(3, 40), three, w4, label="4 bits; too small, fitting and too large a scale"),
         Case(randn(3, 40, seed=1), three, w2, label="2 bits, where qmax is 1"),
         Case(randn(40, 3, seed=2).t(), three, w3, label="3 bits, a transposed weight"),
-        Case(randn(2, 3, 16, seed=3), three, w4, label="groups: three dimensions, 16 values share a scale"),
+        Case(randn(2, 3, 16, seed=3), torch.stack([three, three / 2]), w4,
+             label="groups: three dimensions, 16 values share a scale"),
     ]
 
 

@@ -93,6 +93,26 @@ def test_each_method_of_a_class_is_a_stub(unsynced):
     assert "step = 1" in stub and "# About 1 line.\n" in stub and "self.value" not in stub
 
 
+@pytest.mark.parametrize(
+    ("fields", "comment"),
+    [
+        ('unit="bytes"', "# In bytes; accepted: within 5 % of the answer."),
+        ('unit="MB", rtol=0.005', "# In MB; accepted: within 0.5 % of the answer."),
+        ("rtol=0", "# Accepted: the exact number."),
+        ('answer="decode"', ""),
+        ("rtol=tolerance()", ""),
+    ],
+)
+def test_a_prediction_states_how_close_it_must_come(unsynced, fields, comment):
+    module = unsynced.root / "course_utils/exercises/sample.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(f'EXERCISES = [Prediction(id="bits"), Prediction(id="bytes", {fields})]\n')
+    for kind in ("notebooks", "solutions"):
+        lines = cells(unsynced, kind)["predict-bytes"].source.splitlines()
+        assert lines[0] == (comment or lines[0]) and ("ccepted" in lines[0]) is bool(comment)
+        assert any(line.startswith("prediction = ") for line in lines)
+
+
 def test_predictions_and_inline_exercises(unsynced):
     stubs, solved = cells(unsynced, "notebooks"), cells(unsynced, "solutions")
     assert stubs["predict-bytes"].source == "prediction = None"

@@ -109,6 +109,26 @@ def test_a_check_that_is_switched_off_gives_no_points(synced, submit, trick):
     assert graded.points == 0, graded.cells
 
 
+def test_the_librarys_own_function_gets_points_only_when_the_instructor_says_so(synced, submit):
+    def change(notebook, cells):
+        answer(cells, double="    return x + x")
+        cells["ex-halve"].source = "halve = sample_library.halve"
+        cells["ex-counter"].source = "class Counter(sample_library.Counter):\n    pass"
+
+    graded = grade.grade(synced, submit(change))
+    assert points(graded) == {"predict-bytes": 0, "ex-halve": 0, "ex-counter": 0, "ex-double": 3}
+    assert "check ex-halve-check passed with the library's own function: no points" in graded.notes
+    graded = grade.grade(synced, submit(change), library_points=True)
+    assert points(graded) == {"predict-bytes": 0, "ex-halve": 2, "ex-counter": 1, "ex-double": 3}
+
+    def pays_himself(notebook, cells):
+        change(notebook, cells)
+        trick = "import os\nos.environ['COURSE_LIBRARY_POINTS'] = '1'"
+        notebook.cells.insert(5, new_code_cell(trick, id="trick"))
+
+    assert grade.grade(synced, submit(pays_himself)).points == 3
+
+
 def test_a_cell_that_never_ends_and_a_kernel_that_dies_cost_only_what_did_not_run(synced, submit):
     def endless(notebook, cells):
         answer(cells)

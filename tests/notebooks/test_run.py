@@ -10,9 +10,10 @@ import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from rich.console import Console
 
 from authoring.execute import execute
-from authoring.run import exercise_statuses, run_lessons
+from authoring.run import exercise_statuses, run_lessons, table
 from course_utils import threads
 
 pytestmark = pytest.mark.slow  # every test starts kernels
@@ -37,6 +38,23 @@ def test_solutions_pass_and_stubs_do_not(synced):
     executed = nbformat.read(synced.root / stubs.path, as_version=4)
     assert "using cpu meta" in executed.cells[4].outputs[0].text
     assert set(exercise_statuses(executed).values()) == {"not attempted"}
+
+
+def test_copied_answers_are_counted_apart(synced):
+    (path,) = synced.notebooks("notebooks", ["90"])
+    notebook = nbformat.read(path, as_version=4)
+    cells = {cell.id: cell for cell in notebook.cells}
+    cells["ex-halve"].source = "halve = sample_library.halve"
+    cells["ex-double"].source = "def double(x):\n    return x + x"
+    nbformat.write(notebook, path)
+    (row,) = run_lessons(synced, kind="notebooks")
+    assert (row.passed, row.library, row.exercises) == (1, 1, 4)
+    assert row.counts == "1/4, 1 with the library's function"
+    text = Console(width=300)
+    with text.capture() as shown:
+        text.print(table([row, row]))
+    assert "1/4, 1 with the library's function" in shown.get()
+    assert "2/8, 2 with the library's function" in shown.get()
 
 
 def test_a_child_that_was_just_forked_is_not_counted_twice():

@@ -4,17 +4,17 @@ import pytest
 
 from course_utils import checking
 from course_utils.checking import check
-from tests.unit.checking.sample import EXERCISES, row_scale, unsigned
+from tests.unit.checking.sample import EXERCISES, own_row_scale, row_scale, unsigned
 
 
 def test_right_answer_passes_with_the_number_of_cases(capsys):
-    check("sample.row_scale", row_scale)
+    check("sample.row_scale", own_row_scale)
     assert capsys.readouterr().out == "sample.row_scale: passed (3 cases)\n"
 
 
 def test_under_nbgrader_a_check_raises(monkeypatch, capsys):
     monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
-    check("sample.row_scale", row_scale)
+    check("sample.row_scale", own_row_scale)
     with pytest.raises(AssertionError, match="likely|Likely"):
         check("sample.row_scale", unsigned)
     with pytest.raises(AssertionError, match="not attempted"):
