@@ -10,7 +10,20 @@ import torch
 
 from course_utils.checking.limits import time_limit
 
-_SHORT = reprlib.Repr()
+
+class _Repr(reprlib.Repr):
+    """Of long containers the beginning, of tensors in them the shape."""
+
+    def repr_Tensor(self, value: torch.Tensor, _: int) -> str:  # noqa: N802 (reprlib goes by the type's name)
+        return f"<{dtype_name(value)} tensor of shape {tuple(value.shape)}>"
+
+    repr_Parameter = repr_Tensor  # noqa: N815
+
+    def repr_ndarray(self, value: np.ndarray, _: int) -> str:
+        return f"<{dtype_name(value)} array of shape {value.shape}>"
+
+
+_SHORT = _Repr()
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = _SHORT.maxfrozenset = 40
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 

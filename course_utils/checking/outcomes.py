@@ -40,8 +40,10 @@ def outcome_difference(
     except KeyboardInterrupt:
         raise  # the learner pressed stop
     except BaseException as error:  # an object that cannot be compared, whatever it is, is not the answer
-        text = f"{describe(came.value)}, which cannot be compared ({type(error).__name__})"
-        return Difference(describe(expected.value), text)
+        wanted, value = ((outcome.value if outcome.returned is NOTHING else outcome.returned)
+                         for outcome in (expected, came))  # fmt: skip
+        text = f"{describe(value)}, which cannot be compared ({type(error).__name__})"
+        return Difference(describe(wanted), text)
 
 
 def same_outcome(exercise: Exercise, case: Case, one: Outcome, other: Outcome) -> bool:
@@ -85,6 +87,8 @@ def _error_difference(exercise: Exercise, expected: Outcome, came: Outcome) -> D
     if isinstance(came.error, Complaint):
         return Difference(came.error.expected, came.error.came)
     if came.returned is not NOTHING and not own_frames(came.error, exercise.call):
+        if expected.returned is NOTHING:  # of a class `call` makes its own objects
+            return Difference(f"an object of a class {exercise.name}", describe(came.returned))
         return difference(expected.returned, came.returned) or differ(expected.returned, came.returned)
     wanted = expected.value if exercise.call is None else expected.returned
     wanted = "no exception" if wanted is NOTHING else describe(wanted)

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from course_utils.checking.compare import as_number, numbers_agree
 from course_utils.checking.describe import describe, shorten
+from course_utils.checking.scalars import as_number, numbers_agree
 from course_utils.checking.spec import FAILED, NOT_ATTEMPTED, PASSED, Prediction, Result
 
 PREFIXES = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -21,12 +21,10 @@ def judge_prediction(prediction: Prediction, value: Any, id: str) -> Result:
     Returns:
         What came of it. The message never holds the answer unless the prediction passed.
     """
-    right = prediction.answer
     if value is None or value is ...:
-        asked = "" if isinstance(right, str) else f" It is accepted {accepted(prediction.rtol)}."
-        text = f"{id}: not attempted. Write your prediction in the cell above: a guess costs nothing.{asked}"
+        text = f"{id}: not attempted. Write your prediction in the cell above: a guess costs nothing."
         return Result(NOT_ATTEMPTED, 1, text)
-    right = right() if callable(right) else right
+    right = prediction.answer() if callable(prediction.answer) else prediction.answer
     if isinstance(right, str):
         return _judge_choice(prediction, right, value, id)
     wanted, number = as_number(right), _as_number(value)
@@ -41,21 +39,13 @@ def judge_prediction(prediction: Prediction, value: Any, id: str) -> Result:
         return Result(PASSED, 1, text)
     lines = [
         f"{id}: failed. {_figure(number)}{unit} is {_how_far(wanted, number)} "
-        f"(accepted: {accepted(prediction.rtol)})."
+        f"(accepted: {_accuracy(prediction.rtol)})."
     ]
     advice = _advice(prediction, wanted, number)
     return Result(FAILED, 1, "\n  ".join(lines + [advice] * bool(advice)))
 
 
-def accepted(rtol: float) -> str:
-    """What accuracy is asked for, in words.
-
-    Args:
-        rtol: relative tolerance.
-
-    Returns:
-        Such as "within 0.5 % of the answer".
-    """
+def _accuracy(rtol: float) -> str:
     return f"within {100 * rtol:.3g} % of the answer" if rtol else "the exact number"
 
 

@@ -94,9 +94,13 @@ def run_reference(exercise: Exercise, case: Case, id: str) -> Outcome:
         What the call came to.
 
     Raises:
-        RuntimeError: the reference does not do what the case says.
+        RuntimeError: the reference does not do what the case says, or its arguments cannot be copied.
     """
-    outcome = run(exercise, exercise.reference, case, quiet=True)
+    try:
+        outcome = run(exercise, exercise.reference, case, quiet=True)
+    except Exception as error:
+        text = f"exercise {id} is broken, case {case.label!r}: its arguments cannot be copied ({error})."
+        raise RuntimeError(f"{text} Please report it.") from error
     right = outcome.error is None if case.raises is None else isinstance(outcome.error, case.raises)
     if not right:
         raise RuntimeError(

@@ -4,6 +4,7 @@ import ast
 import functools
 import inspect
 import linecache
+import os
 import sysconfig
 import textwrap
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from typing import Any
 
 from course_utils.checking.describe import shorten
 
-COURSE = str(Path(__file__).parents[1])
-OTHERS = (COURSE, sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"], "<frozen")
+PACKAGES = ("site-packages", "dist-packages")
+OTHERS = (f"{Path(__file__).parents[1]}{os.sep}", f"{sysconfig.get_paths()['stdlib']}{os.sep}", "<frozen")
 
 
 def own_frames(error: BaseException, call: Callable | None = None) -> list[tuple[CodeType, int]]:
@@ -28,10 +29,13 @@ def own_frames(error: BaseException, call: Callable | None = None) -> list[tuple
         (code, line number in its file), outermost first.
     """
     found, step = [], error.__traceback__
+    own = getattr(call, "__code__", None)
     while step is not None:
         code = step.tb_frame.f_code
-        ours = code.co_filename.startswith(OTHERS) or "site-packages" in code.co_filename
-        if not ours and code is not getattr(call, "__code__", None):
+        ours = code.co_filename.startswith(OTHERS) or any(name in code.co_filename for name in PACKAGES)
+        if own is not None and code.co_filename == own.co_filename:  # `call`, or a comprehension in it
+            ours |= f"{code.co_qualname}.".startswith(f"{own.co_qualname}.")
+        if not ours:
             found.append((code, step.tb_lineno))
         step = step.tb_next
     return found

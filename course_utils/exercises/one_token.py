@@ -36,7 +36,7 @@ def _config_cases():
         num_attention_heads=2, num_key_value_heads=2, head_dim=4, tie_word_embeddings=False)  # fmt: skip
     odd = LlamaConfig(
         vocab_size=77, hidden_size=45, intermediate_size=31, num_hidden_layers=5,
-        num_attention_heads=5, num_key_value_heads=1, head_dim=7, tie_word_embeddings=False)  # fmt: skip
+        num_attention_heads=5, num_key_value_heads=1, head_dim=6, tie_word_embeddings=False)  # fmt: skip
     return [
         Case(smollm2_config(), label="SmolLM2-135M"),
         Case(llama_13b_config(), label="LLaMA-13B: untied embeddings, as many key as query heads"),

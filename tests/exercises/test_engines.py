@@ -142,8 +142,14 @@ WRONG = {
     ],
 }  # fmt: skip
 
+def _bound_in_float32(weight_bytes, bandwidth, cache_bytes=0, batch=1):
+    read = torch.tensor(weight_bytes + batch * cache_bytes, dtype=torch.float32)
+    return (batch * torch.tensor(bandwidth) / read).item()
+
+
 RIGHT = {
-    "decode_bound": [_checked(_bound_by_time), _checked(_bound_by_share), _bound_checked],
+    "decode_bound": [_checked(_bound_by_time), _checked(_bound_by_share), _checked(_bound_in_float32),
+                     _bound_checked],
     "predict_tokens_read": [6112, sum(64 + i for i in range(64))],
     "missing_parts": [_missing_by_filter, _missing_by_removing],
     "mean_kl": [_kl_torch, _kl_by_loops],

@@ -1,12 +1,14 @@
 """What is said about an answer, whatever a learner's code may do."""
 
 import re
+import threading
 import time
 
 import pytest
 import torch
 
-from course_utils.checking import check, judge
+from course_utils import checking
+from course_utils.checking import Case, Exercise, check, judge
 from tests.unit.checking.sample import Disguised, Evil, never_ends, row_scale, status
 
 
@@ -134,6 +136,29 @@ def test_a_function_that_is_meant_to_change_its_argument():
 
     assert status("sample.zero_first", by_slice) == "passed"
     assert "argument `values`" in judge("sample.zero_first", lambda values: None).message
+
+
+class TooSmall(ValueError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("wanted", "raised", "passes"),
+    [(TooSmall, TooSmall, True), (TooSmall, ValueError, False), (ValueError, TooSmall, True),
+     ((ValueError, KeyError), KeyError, True), ((ValueError, KeyError), TypeError, False)],
+)  # fmt: skip
+def test_the_error_that_is_asked_for_or_a_subclass_of_it(wanted, raised, passes):
+    one = wanted[0] if isinstance(wanted, tuple) else wanted
+    exercise = Exercise(reference=raising(one("no")), id="error", cases=lambda: [Case(1, raises=wanted)])
+    result = checking._judge(exercise, raising(raised("no")), "error")
+    assert (result.status == "passed") is passes
+    assert passes or ("TooSmall raised" if wanted is TooSmall else "ValueError or KeyError") in result.message
+
+
+def test_arguments_that_cannot_be_copied_are_the_exercises_fault():
+    exercise = Exercise(reference=lambda x: 1, id="lock", cases=lambda: [Case(threading.Lock())])
+    with pytest.raises(RuntimeError, match="exercise lock is broken.*cannot be copied"):
+        checking._judge(exercise, lambda x: 1, "lock")
 
 
 def test_a_broken_exercise_is_not_blamed_on_the_learner():

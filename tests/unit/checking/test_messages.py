@@ -8,7 +8,7 @@ import torch
 
 from course_utils.checking import Case, Exercise, Mistake, Prediction
 from course_utils.checking.cases import gradients, randn
-from course_utils.checking.describe import figures
+from course_utils.checking.describe import describe, figures
 from course_utils.checking.judge import judge
 from tests.unit.checking import sample
 from tests.unit.checking.sample import own_row_scale, row_scale
@@ -144,6 +144,17 @@ def test_a_missing_property_and_missing_brackets_are_named():
     assert "is `@property` missing above `def total`" in judge(total, Answer, "total").message
 
 
+def test_a_function_where_a_class_is_asked_for():
+    message = judge(sample.EXERCISES[1], lambda start: None, "Accumulator").message
+    assert "expected:  an object of a class Accumulator" in message and "came:      None" in message
+
+
+def test_tensors_in_containers_are_shown_by_their_shape():
+    text = describe({"weight": torch.ones(2, 3), "rows": [np.ones(2)]})
+    assert "<float32 tensor of shape (2, 3)>" in text and "<float64 array of shape (2,)>" in text
+    assert "<float32 tensor of shape (1,)>" in describe([torch.nn.Parameter(torch.ones(1))])
+
+
 def test_only_lines_of_the_learner_are_shown():
     from course_utils import costs
     from course_utils.checking import find
@@ -221,4 +232,3 @@ def test_a_unit_is_blamed_only_where_it_can_be_the_unit(asked, value, reason):
 )  # fmt: skip
 def test_the_accuracy_is_stated(rtol, words):
     assert f"(accepted: {words}" in judge(prediction(100, rtol=rtol), 7, "p").message
-    assert words in judge(prediction(100, rtol=rtol), None, "p").message
