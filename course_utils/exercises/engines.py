@@ -15,7 +15,7 @@ def _bound_cases():
         Case(86_000_000, 20e9, 5_898_240, label="INT4, and 256 tokens of cache"),
         Case(86_000_000, 20e9, 5_898_240, 16, label="the same, 16 sequences at once"),
         Case(26_031_738_880, 77e9, 1_677_721_600, 4, label="LLaMA-13B in FP16 on a phone, 4 sequences"),
-        Case(0, 20e9, cache_bytes=5_898_240, batch=3, label="no weights: only the cache is read"),
+        Case(0, 20e9, 5_898_240, 3, label="no weights: only the cache is read"),
         Case(2e-7, 3e-7, 5e-8, label="tiny figures are figures"),
         Case(86_000_000, 0, label="no bandwidth", raises=ValueError),
         Case(86_000_000, -0.5, label="a negative bandwidth", raises=ValueError),
@@ -195,8 +195,8 @@ MISSING_PARTS = Exercise(
         Mistake(
             "only the inputs looked at. Keys and values must come out again, as many as went in.",
             _with(lambda inputs, outputs, right: right - {"cache"}
-                  | ({"cache"} if not [s for _, s in inputs if len(s) == 4 and not isinstance(s[2], int)]
-                     else set())),
+                  | ({"cache"} if not (past := [s[2] for _, s in inputs if len(s) == 4])
+                     or any(isinstance(length, int) for length in past) else set())),
         ),
         Mistake(
             "only the outputs looked at. Who cannot hand the cache back in has to read everything again.",

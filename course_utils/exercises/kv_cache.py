@@ -163,7 +163,8 @@ def _append_cases():
         Case(random(7, 3, 2, 5), torch.tensor([[6, 0, -1], [2, 5, 3]]), torch.tensor([2, 4]),
              random(2, 2, 3, 5), label="blocks of 3, a padded table"),
         Case(random(6, 5, 1, 2).bfloat16(), torch.tensor([[0, 4], [2, 3], [1, 5]]), torch.tensor([0, 5, 3]),
-             random(3, 2, 4, 1).bfloat16().transpose(1, 3), label="BF16, three sequences, strided new states"),
+             random(3, 2, 4, 1).bfloat16().transpose(1, 3),
+             label="BF16, three sequences, strided new states"),
     ]
 
 
