@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -261,7 +262,7 @@ def read_costs(project: Project) -> dict[str, dict]:
     Returns:
         Key of the lesson -> "minutes", "peak_gb" and the machine; {} before the first execution.
     """
-    return json.loads(project.costs_file.read_text()) if project.costs_file.exists() else {}
+    return json.loads(project.costs_file.read_text(encoding="utf-8")) if project.costs_file.exists() else {}
 
 
 def save_costs(project: Project, key: str, execution: Execution) -> None:
@@ -303,7 +304,7 @@ def readme_text(
     path = project.root / "README.md"
     if not path.exists():
         return None
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     fresh = links.renumber(project, _replace_part(text, TABLE, lesson_table(project, lessons, costs)))
     shown = picture(project)
     if shown:
@@ -378,17 +379,34 @@ def lesson_table(project: Project, lessons: list[generate.Lesson], costs: dict[s
     Returns:
         Markdown.
     """
-    rows = ["| lesson | minutes | memory | what you measure |", "|---|---|---|---|"]
+    rows = ["| lesson | minutes | memory | model needs | what you measure |", "|---|---|---|---|---|"]
     first = {part.lessons[0]: part for part in project.parts if part.lessons}
     for lesson in lessons:
         if part := first.get(lesson.key):
-            rows.append(f"| **Part {part.number}: {part.title}** | | | |")
+            rows.append(f"| **Part {part.number}: {part.title}** | | | | |")
         cost = costs.get(lesson.key)
         minutes, memory = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
         name = f"{lesson.number}: {lesson.title}".replace("|", "\\|")
         goal = lesson.goal.replace("|", "\\|")
-        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {minutes} | {memory} | {goal} |")
+        needs = model_needs(lesson)
+        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {minutes} | {memory} | {needs} | {goal} |")
     return "\n".join(rows)
+
+
+def model_needs(lesson: generate.Lesson) -> str:
+    """What a lesson needs of the model that --lm names, from its own call of `shapes.require`.
+
+    Args:
+        lesson: the lesson.
+
+    Returns:
+        The needs with commas between; "any model" when it calls no `require`; "-" when it does not use LM.
+    """
+    code = "\n".join(cell.source for cell in lesson.cells if cell.type == "code")
+    if "load_lm(LM" not in code:
+        return "-"
+    called = re.search(r"shapes\.require\(\w+, ([^)]*)\)", code)
+    return ", ".join(re.findall(r'"([^"]+)"', called[1])) if called else "any model"
 
 
 TEXTS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/**/*.md", "course_utils/**/*.py",
@@ -433,7 +451,7 @@ def _check_notebook(project: Project, path: Path, expected: NotebookNode) -> lis
     name = str(project.relative(path))
     if not path.exists():
         return [f"{name}: missing. Run `course sync`."]
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if len(text.encode()) > generate.SIZE_LIMIT:
         return [too_large(name, text)]
     try:
@@ -503,7 +521,7 @@ def write_notebook(project: Project, path: Path, notebook: NotebookNode) -> bool
     text = generate.to_text(notebook)
     if len(text.encode()) > generate.SIZE_LIMIT:
         raise LessonError(project.relative(path), largest_cell(notebook), too_large("", text).lstrip(": "))
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
     replace_file(path, text)
     return True
