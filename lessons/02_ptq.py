@@ -169,7 +169,7 @@ def fake_quantize_groups(weight: Tensor, bits: int, group: int) -> Tensor:
     """The weight [out, in] rounded to `bits`-bit integers, one absmax scale for each `group` neighbours.
 
     Full grid: integers from -2^(bits-1) to 2^(bits-1) - 1, scale = absmax / (2^(bits-1) - 1/2).
-    Raises ValueError when `group` does not divide the width.
+    Raises ValueError when `group` does not divide the width. Returns the dtype of `weight`.
     """
     ### BEGIN SOLUTION
     rows, width = weight.shape

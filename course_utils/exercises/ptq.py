@@ -23,7 +23,7 @@ def _absmax_cases():
         Case(randn(9, 4, seed=5).t(), 4, label="a transposed matrix"),
         Case(randn(3, 7, seed=6) * 1e-30, 5, label="values of 1e-30: tiny, but not 0"),
         Case(randn(5, 1, seed=7), 2, full_range=False, label="one value a row, a grid of -1, 0, 1"),
-        Case(randn(11, seed=8).double(), bits=6, exact_dtype=True, label="a single row, float64"),
+        Case(randn(11, seed=8).double(), bits=6, label="a single row, float64"),
     ]
 
 
@@ -37,6 +37,7 @@ def _scale(values, bits, full_range, *, absolute=True, keepdim=True, edge=None, 
 
 ABSMAX = Exercise(
     reference=affine.absmax_scale,
+    exact_dtype=True,
     cases=_absmax_cases,
     mistakes=[
         Mistake(
@@ -91,7 +92,7 @@ def _zero_point_cases():
              label="a positive, a negative and a mixed row in one matrix"),
         Case(randn(3, 7, seed=16) * 1e-30, 6, label="values of 1e-30: tiny, but not 0"),
         Case(torch.tensor([[2.5], [-0.5]]), 3, label="one value a row"),
-        Case(randn(11, seed=17).double(), bits=7, exact_dtype=True, label="a single row, float64"),
+        Case(randn(11, seed=17).double(), bits=7, label="a single row, float64"),
     ]
 
 
@@ -115,6 +116,7 @@ def _zero_point(
 
 ZERO_POINT = Exercise(
     reference=affine.zero_point_params,
+    exact_dtype=True,
     cases=_zero_point_cases,
     mistakes=[
         Mistake(
@@ -176,7 +178,8 @@ def _group_cases():
         Case(_positive_edges(randn(5, 12, seed=23), 12), 8, 12, label="one group a row"),
         Case(_positive_edges(randn(4, 20, seed=24), 4).t().contiguous().t(), 2, 4, label="other strides"),
         Case(_positive_edges(randn(3, 35, seed=26), 7) * 1e-6, 5, 7, label="values of 1e-6, odd sizes"),
-        Case(randn(2, 3, seed=27).abs(), 4, 1, exact_dtype=True, label="each value is a group"),
+        Case(randn(2, 3, seed=27).abs(), 4, 1, label="each value is a group"),
+        Case(_positive_edges(randn(3, 6, seed=48), 2), 8, 2, label="8 bits, group 2"),
         Case(torch.tensor([[-7.5, 3.2, 1.1, 6.6], [0.4, -15.0, 9.1, 14.6]]), 4, 4,
              label="the largest magnitude is negative: it becomes the lowest integer, -8"),
         Case(randn(2, 30, seed=25), 4, 16, raises=ValueError, label="a group that does not fit"),
@@ -201,6 +204,7 @@ def _groups(weight, bits, group, *, clamp=True, multiply=True, edge=None):
 GROUPS = Exercise(
     id="fake_quantize_groups",
     reference=_reference_groups,
+    exact_dtype=True,
     cases=_group_cases,
     mistakes=[
         Mistake(
@@ -332,7 +336,7 @@ def _smoothing_cases():
              label="large weights: a factor below 1e-5"),
         Case(torch.tensor([1e-5, 1e-5]), torch.tensor([1e5, 3e4]), 0.5,
              label="factors just at and just above 1e-5"),
-        Case(x[:1], w[:1], alpha=0.3, exact_dtype=True, label="a single channel"),
+        Case(x[:1], w[:1], alpha=0.3, label="a single channel"),
     ]
 
 
@@ -343,6 +347,7 @@ def _smoothing(x, w, alpha=0.5, *, low=1e-5):
 
 SMOOTHING = Exercise(
     reference=activations.smoothing_scale,
+    exact_dtype=True,
     cases=_smoothing_cases,
     mistakes=[
         Mistake(

@@ -31,7 +31,7 @@ def _straight_through_cases():
         Case(torch.tensor([0.5, 1.5, 2.5, 3.5, -0.5, 1e4, -1e4]), 0, 3, label="ties, large values, low 0"),
         Case(5 * randn(4, 3, seed=3), torch.tensor([-1.0, 2.0, -7.0]), torch.tensor([6.0, 6.0, 0.0]),
              label="ends for each column"),
-        Case(torch.tensor(2.7), low=-4, high=3, label="a single number"),
+        Case(torch.tensor([2.7]), low=-4, high=3, label="a single number"),
     ]
 
 
@@ -62,6 +62,7 @@ def _not_rounded(steps, low, high):
 
 STRAIGHT_THROUGH = Exercise(
     reference=qat.straight_through,
+    exact_dtype=True,
     call=_call_straight_through,
     cases=_straight_through_cases,
     mistakes=[
@@ -148,6 +149,7 @@ def _per_input_channel(weight, scheme):
 
 FAKE_QUANT_LINEAR = Exercise(
     reference=qat.fake_quant_linear,
+    exact_dtype=True,
     call=_call_linear,
     cases=_linear_cases,
     rtol=1e-4,
@@ -233,6 +235,7 @@ def _scale_fixed(x, scale, scheme):
 
 LEARNED_SCALE = Exercise(
     reference=qat.learned_scale,
+    exact_dtype=True,
     call=_call_learned,
     cases=_learned_cases,
     rtol=1e-4,
