@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -378,17 +379,34 @@ def lesson_table(project: Project, lessons: list[generate.Lesson], costs: dict[s
     Returns:
         Markdown.
     """
-    rows = ["| lesson | minutes | memory | what you measure |", "|---|---|---|---|"]
+    rows = ["| lesson | minutes | memory | model needs | what you measure |", "|---|---|---|---|---|"]
     first = {part.lessons[0]: part for part in project.parts if part.lessons}
     for lesson in lessons:
         if part := first.get(lesson.key):
-            rows.append(f"| **Part {part.number}: {part.title}** | | | |")
+            rows.append(f"| **Part {part.number}: {part.title}** | | | | |")
         cost = costs.get(lesson.key)
         minutes, memory = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
         name = f"{lesson.number}: {lesson.title}".replace("|", "\\|")
         goal = lesson.goal.replace("|", "\\|")
-        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {minutes} | {memory} | {goal} |")
+        needs = model_needs(lesson)
+        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {minutes} | {memory} | {needs} | {goal} |")
     return "\n".join(rows)
+
+
+def model_needs(lesson: generate.Lesson) -> str:
+    """What a lesson needs of the model that --lm names, from its own call of `shapes.require`.
+
+    Args:
+        lesson: the lesson.
+
+    Returns:
+        The needs with commas between; "any model" when it calls no `require`; "-" when it does not use LM.
+    """
+    code = "\n".join(cell.source for cell in lesson.cells if cell.type == "code")
+    if "load_lm(LM" not in code:
+        return "-"
+    called = re.search(r"shapes\.require\(\w+, ([^)]*)\)", code)
+    return ", ".join(re.findall(r'"([^"]+)"', called[1])) if called else "any model"
 
 
 TEXTS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/**/*.md", "course_utils/**/*.py",

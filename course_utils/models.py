@@ -52,7 +52,7 @@ def load_lm(name: str | Path | None = None, *, dtype: torch.dtype = torch.float3
 
     Returns:
         (model, tokenizer). The model is in eval mode. Its parameters require gradients, as transformers
-        leaves them; tied weights stay one tensor.
+        leaves them; tied weights stay one tensor. Its config says head_dim.
 
     Raises:
         TypeError: a name or dtype of the wrong kind.
@@ -222,6 +222,10 @@ def _from_pretrained(
         model, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, local_files_only=local_files_only, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+    # Some configs leave the size of a head to be computed. Formulas need it, and models whose heads are cut.
+    config, sizes = model.config, ("hidden_size", "num_attention_heads")
+    if getattr(config, "head_dim", None) is None and all(getattr(config, size, None) for size in sizes):
+        config.head_dim = config.hidden_size // config.num_attention_heads
     return model, tokenizer, report
 
 

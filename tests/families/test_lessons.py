@@ -1,0 +1,123 @@
+"""Lessons x families: each lesson loads a model and takes it, or says in one line what it lacks; some run.
+
+    python -m tests.families.test_lessons     prints the table
+"""
+
+import contextlib
+import io
+import os
+import re
+
+import pytest
+
+from authoring import generate, sync
+from authoring.project import Project, key_of
+from course_utils import models, shapes
+from course_utils.errors import CourseError
+from tests.families import folders
+
+PROJECT = Project()
+LESSONS = {key_of(path.stem): generate.read_lesson(PROJECT, path) for path in PROJECT.lessons()}
+USING = [key for key, lesson in LESSONS.items() if sync.model_needs(lesson) not in ("-", "any model")]
+COUNT, LINEAR, BLOCKS, FOLD, WINDOW = (re.escape(f"needs {need}, which ") for need in (
+    "Llama's count", "linear layers", "Llama's blocks", "foldable norms", "full attention"))
+
+# Lesson -> families that it refuses, and why. It runs on all others.
+REFUSED = {
+    "one_token": {"gpt2": COUNT, "opt": COUNT, "mixtral": COUNT},
+    "formats": {"gpt2": LINEAR, "mixtral": LINEAR},
+    "ptq": {"gpt2": LINEAR, "mixtral": LINEAR, "gemma2": FOLD, "gemma3": FOLD},
+    "gptq": {"gpt2": LINEAR, "mixtral": LINEAR},
+    "awq": {"gpt2": LINEAR, "mixtral": LINEAR, "gemma2": FOLD, "gemma3": FOLD, "opt": BLOCKS, "phi3": BLOCKS},
+    "pruning": {"gpt2": LINEAR, "mixtral": LINEAR},
+    "structured": {"gpt2": LINEAR, "mixtral": LINEAR, "opt": BLOCKS, "phi3": BLOCKS},
+    "distillation": {"gpt2": LINEAR, "mixtral": LINEAR},
+    "kv_cache": {"gpt2": COUNT, "opt": COUNT, "mixtral": COUNT, "gemma2": WINDOW, "gemma3": WINDOW,
+                 "mistral": WINDOW},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A function: family -> folder with a model of it, written once."""
+    place, written = tmp_path_factory.mktemp("models"), {}
+
+    def of(family):
+        if family not in written:
+            written[family] = folders.write(family, place / family.replace(", ", "-").replace(" ", "-"))
+        return written[family]
+
+    return of
+
+
+def required(key, lm):
+    """The line with which a lesson refuses a model, or None: its own loading and its own `require` run."""
+    code = "\n".join(cell.source for cell in LESSONS[key].cells if cell.type == "code")
+    call = re.search(r"^(\w+), \w+ = models\.load_lm\(LM, device=DEVICE\)\nshapes\.require\(\1, .*\)$",
+                     code, re.MULTILINE)
+    assert call, f"{key} does not say what it needs right after loading"
+    try:
+        exec(call[0], {"models": models, "shapes": shapes, "LM": str(lm), "DEVICE": "cpu"})
+    except CourseError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("family", folders.FOLDERS)
+@pytest.mark.parametrize("key", USING)
+def test_a_lesson_takes_a_model_or_says_why_not(key, family, folder):
+    line = required(key, folder(family))
+    expected = REFUSED[key].get(family)
+    assert (line is None) == (expected is None), line
+    assert expected is None or re.search(expected, line)
+    assert line is None or "\n" not in line and "Take one " in line and "LM" in line
+
+
+def test_every_lesson_takes_the_embedded_model():
+    model, _ = models.load_lm("")
+    for key in USING:
+        shapes.require(model, *sync.model_needs(LESSONS[key]).split(", "))
+
+
+def test_the_readme_explains_each_need():
+    text = (PROJECT.root / "README.md").read_text()
+    for need in shapes.NEEDS:
+        assert f"- *{need}*: " in text
+
+
+def test_places_are_the_blocks_that_the_lessons_were_written_with(folder):
+    model, _ = models.load_lm("")
+    shares = (0, 2 / 15, 1 / 3, 2 / 5, 2 / 3, 1)
+    assert [shapes.place(model, share) for share in shares] == [0, 4, 10, 12, 20, 29]
+    short, _ = models.load_lm(folder("llama, 16 blocks"))
+    assert [shapes.place(short, share) for share in shares] == [0, 2, 5, 6, 10, 15]
+
+
+def run(key, lm):
+    """All code of a lesson's solution but its checks, in this process; raises what it raises."""
+    notebook = generate.make_notebook(PROJECT, LESSONS[key], "solutions", {})
+    names = {"PROFILE": "cpu", "LM": str(lm), "DEVICE": "cpu"}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for cell in notebook.cells:
+            if cell.cell_type == "code" and cell.id not in ("setup", "parameters"):
+                exec(compile(cell.source, f"{key}, {cell.id}", "exec"), names)
+
+
+# Lessons that were written for 30 blocks, and those that read most of a model's parts.
+@pytest.mark.slow
+@pytest.mark.parametrize("key, family", [
+    ("awq", "llama, 16 blocks"), ("formats", "opt"), ("kv_cache", "qwen2"), ("one_token", "gemma3")])
+def test_a_lesson_runs_to_its_end(key, family, folder):
+    run(key, folder(family))
+
+
+if __name__ == "__main__":
+    import tempfile
+    from pathlib import Path
+
+    os.environ["MPLBACKEND"] = "Agg"
+    with tempfile.TemporaryDirectory() as place:
+        for family in folders.FOLDERS:
+            lm = folders.write(family, Path(place) / family.replace(", ", "-").replace(" ", "-"))
+            for key in USING:
+                print(f"{family:18} {key:13} {required(key, lm) or 'runs'}")
