@@ -108,11 +108,12 @@ def input_groups(model: nn.Module, block: int = 0) -> list[list[str]]:
 
 
 @torch.no_grad()
-def norm_readers(model: nn.Module) -> list[list[str]]:
-    """The linear layers that read the norms of a block, as all blocks have them.
+def norm_readers(model: nn.Module, block: int = 0) -> list[list[str]]:
+    """The linear layers that read the norms of a block.
 
     Args:
         model: any model whose blocks hold linear layers.
+        block: number of the block.
 
     Returns:
         A list for each norm, of names inside a block.
@@ -120,12 +121,12 @@ def norm_readers(model: nn.Module) -> list[list[str]]:
     Raises:
         ValueError: when a factor of such a norm does not fold away, or as `input_groups`.
     """
-    return [list(linears) for _, linears in layerwise.norm_readers(_block(model, 0))]
+    return [list(linears) for _, linears in layerwise.norm_readers(_block(model, block))]
 
 
 @torch.no_grad()
 def _block(model: nn.Module, number: int) -> layerwise.Block:
-    """A block with the input that reaches it while a short made-up text runs (that of the first block)."""
+    """A block as it is called while a short made-up text runs, with what reaches the first block."""
     blocks = layerwise.find_blocks(model)
     text = layerwise.short_text(model)
     inputs, calls = layerwise.capture(model, [module for _, module in blocks], [{"input_ids": text}])
@@ -144,8 +145,12 @@ def _linear_layers(model: PreTrainedModel) -> None:
 
 
 def _foldable_norms(model: PreTrainedModel) -> None:
-    if not norm_readers(model):
-        raise ValueError("no linear layer reads a norm, so none can pass on a factor")
+    kinds: dict[tuple[str, ...], int] = {}  # a block of each kind, by the names of its linear layers
+    for number, (_, block) in enumerate(layerwise.find_blocks(model)):
+        kinds.setdefault(tuple(layerwise.linears_of(block)), number)
+    for number in kinds.values():
+        if not norm_readers(model, number):
+            raise ValueError("no linear layer reads a norm, so none can take over a factor")
 
 
 def _llama_blocks(model: PreTrainedModel) -> None:
@@ -164,6 +169,8 @@ def _llama_count(model: PreTrainedModel) -> None:
 
 
 def _full_attention(model: PreTrainedModel) -> None:
+    if not hasattr(model.config, "num_attention_heads"):
+        raise ValueError("it has no attention heads")
     for i, layer in enumerate(DynamicCache(config=model.config).layers):
         window = getattr(layer, "sliding_window", None)
         if isinstance(layer, DynamicSlidingWindowLayer) and window < LONGEST:

@@ -38,7 +38,7 @@ plots.style()
 
 # %% name="baseline" tolerance=0.02
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-shapes.require(model, "linear layers", "Llama's blocks", "foldable norms")
+shapes.require(model, "Llama's blocks", "foldable norms")
 blocks = shapes.block_list(model)
 EARLY, MIDDLE, LATE = (shapes.place(model, share) for share in (2 / 15, 1 / 3, 2 / 3))  # blocks to look at
 n_heldout, n_calibration = (2048, 1024) if PROFILE == "cpu" else (32_768, 16_384)

@@ -442,7 +442,7 @@ print(f"That is a surplus of {won - missed} sentences. Tossing a coin for each o
 pruned = classifier = layout = loss = None  # free their memory
 measure.release_memory()
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-shapes.require(model, "linear layers", "Llama's blocks")
+shapes.require(model, "Llama's blocks")
 articles = data.windows(data.wikipedia_tokens(tokenizer, "heldout", 2 * 1024), 1024)
 heldout = articles[:, :256].flatten()
 articles = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 4 * 1024), 1024)
@@ -486,7 +486,13 @@ for function, kept in (
 influence = depth.influences(model, calibration)
 order = influence.argsort(stable=True).tolist()
 FEW, MOST = max(1, n // 10), max(1, n // 3)  # of 30 blocks 3 and 10: so many will go
-print(f"the {MOST} blocks with the least influence, lowest first: {order[:MOST]}")
+
+
+def count_of(number, noun):
+    return f"{number} {noun}{'s' * (number > 1)}"
+
+
+print(f"the {count_of(MOST, 'block')} with the least influence, lowest first: {order[:MOST]}")
 print(f"their influence: {', '.join(f'{x:.3f}' for x in influence[order[:MOST]].tolist())}")
 
 # %% name="plot-influence" tolerance=0.05
@@ -524,21 +530,21 @@ group = heads // kv_heads
 # transformers wants the number of query heads to divide the hidden size: as many stay as it allows.
 groups_left = max((k for k in range(1, kv_heads) if config.hidden_size % (k * group) == 0), default=0)
 queries_left = max((k for k in range(1, group) if config.hidden_size % (k * kv_heads) == 0), default=0)
-GROUPS = f"{kv_heads - groups_left} key-value head a block"
-QUERIES = f"{group - queries_left} query head a group"
-NEURONS, BLOCKS = "1 neuron in 8", f"{FEW} blocks"
+GROUPS = f"{count_of(kv_heads - groups_left, 'key-value head')} a block"
+QUERIES = f"{count_of(group - queries_left, 'query head')} a group"
+NEURONS, BLOCKS = "1 neuron in 8", count_of(FEW, "block")
 kept = {"neurons": structured.kept_in_each(neuron_scores, width * 7 // 8)}
 cuts = {}
 if groups_left:
     kept["groups"] = structured.kept_in_each(group_scores, groups_left)
     cuts[GROUPS] = lambda: structured.keep_heads(model, kept["groups"])
 else:
-    print(f"Of {kv_heads} key-value heads none can go.")
+    print(f"A block has {count_of(kv_heads, 'key-value head')}: none can go.")
 if queries_left:
     kept["queries"] = structured.kept_in_groups(query_scores, kv_heads, queries_left)
     cuts[QUERIES] = lambda: structured.keep_query_heads(model, kept["queries"])
 else:
-    print(f"{group} query head(s) read a key-value head: none can go alone.")
+    print(f"A key-value head has {count_of(group, 'query head')}: none can go alone.")
 cuts[NEURONS] = lambda: structured.keep_neurons(model, kept["neurons"])
 cuts[BLOCKS] = lambda: depth.remove_blocks(model, order[:FEW])
 

@@ -415,7 +415,7 @@ kept = [i for i in range(len(order)) if i not in gone]
 edges = [i for i in kept if i - 1 in gone] or kept[-1:]
 perplexity = {"whole model": measure.perplexity(teacher, text, window=128, batch_size=1)}
 student = distill.make_student(teacher, kept, train=edges)
-CUT = f"{len(gone)} blocks fewer"
+CUT = f"{len(gone)} block{'s' * (len(gone) > 1)} fewer"
 perplexity[CUT] = measure.perplexity(student, text, window=128, batch_size=1)
 print(f"blocks {gone} are gone, blocks {edges} will be trained")
 for name, value in perplexity.items():

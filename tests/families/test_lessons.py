@@ -28,9 +28,9 @@ REFUSED = {
     "formats": {"gpt2": LINEAR, "mixtral": LINEAR},
     "ptq": {"gpt2": LINEAR, "mixtral": LINEAR, "gemma2": FOLD, "gemma3": FOLD},
     "gptq": {"gpt2": LINEAR, "mixtral": LINEAR},
-    "awq": {"gpt2": LINEAR, "mixtral": LINEAR, "gemma2": FOLD, "gemma3": FOLD, "opt": BLOCKS, "phi3": BLOCKS},
+    "awq": {"gpt2": BLOCKS, "mixtral": BLOCKS, "opt": BLOCKS, "phi3": BLOCKS, "gemma2": FOLD, "gemma3": FOLD},
     "pruning": {"gpt2": LINEAR, "mixtral": LINEAR},
-    "structured": {"gpt2": LINEAR, "mixtral": LINEAR, "opt": BLOCKS, "phi3": BLOCKS},
+    "structured": {"gpt2": BLOCKS, "mixtral": BLOCKS, "opt": BLOCKS, "phi3": BLOCKS},
     "distillation": {"gpt2": LINEAR, "mixtral": LINEAR},
     "kv_cache": {"gpt2": COUNT, "opt": COUNT, "mixtral": COUNT, "gemma2": WINDOW, "gemma3": WINDOW,
                  "mistral": WINDOW},
@@ -63,6 +63,7 @@ def required(key, lm):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", folders.FOLDERS)
 @pytest.mark.parametrize("key", USING)
 def test_a_lesson_takes_a_model_or_says_why_not(key, family, folder):

@@ -12,7 +12,7 @@ ALL = [*FAMILIES, *MORE_FAMILIES]
 WITHOUT = {  # need -> families that are known to lack it
     "linear layers": ["gpt2", "mamba", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "qwen3_next",
                       "gpt_oss"],
-    "foldable norms": ["gpt2", "mamba", "rwkv", "gemma", "gemma2", "gemma3", "nemotron", "olmo", "olmo2",
+    "foldable norms": ["gpt2", "rwkv", "gemma", "gemma2", "gemma3", "nemotron", "olmo", "olmo2",
                        "qwen2_moe", "qwen3_next", "deepseek_v3", "opt, norms last"],
     "Llama's blocks": ["gpt2", "mamba", "rwkv", "phi", "phi3", "starcoder2", "nemotron", "gptj", "gpt_neox",
                        "opt", "opt, norms last", "bloom", "falcon", "mixtral", "qwen3_moe", "deepseek_v3",
