@@ -158,8 +158,8 @@ for by, value in salient.items():
 # %% name="salient-reading" tolerance=0.1 atol=3
 lost = rtn.value - fp32.value
 for by in ("random", "weight", "activation"):
-    undone = f"{round(100 * (rtn.value - salient[by]) / lost)} %" if 0 < lost < float("inf") else "nothing"
-    print(f"{by}: {undone} of the damage of rounding undone")
+    undone = 100 * (rtn.value - salient[by]) / lost if lost > 0 else 0.0
+    print(f"{by}: {undone:z.0f} % of the damage of rounding undone")
 
 # %% [markdown] name="why-not-mixed"
 # One channel in a hundred, found by its activations, carries about half of the damage. Chosen at random, or

@@ -20,6 +20,7 @@ FOLDERS = {
     "gemma2": ("gemma2", SIZES | {"sliding_window": 64}),
     "gemma3": ("gemma3", SIZES | {"sliding_window": 64}),
     "mistral": ("mistral", SIZES | {"sliding_window": 64}),
+    "mistral, long window": ("mistral", SIZES | {"sliding_window": 4096}),
     "gpt2": ("gpt2", {"n_positions": 4096}),
     "opt": ("opt", {"ffn_dim": 192, "max_position_embeddings": 4096}),
     "phi3": ("phi3", SIZES),

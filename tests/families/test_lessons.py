@@ -94,6 +94,12 @@ def test_places_are_the_blocks_that_the_lessons_were_written_with(folder):
     assert [shapes.place(short, share) for share in shares] == [0, 2, 5, 6, 10, 15]
 
 
+@pytest.mark.parametrize("family", ["qwen2", "opt", "gpt2"])  # their configs leave it to be computed
+def test_the_size_of_a_head_is_known_after_loading(family, folder):
+    model, _ = models.load_lm(folder(family))
+    assert model.config.head_dim == 16
+
+
 def run(key, lm):
     """All code of a lesson's solution but its checks, in this process; raises what it raises."""
     notebook = generate.make_notebook(PROJECT, LESSONS[key], "solutions", {})
@@ -107,7 +113,8 @@ def run(key, lm):
 # Lessons that were written for 30 blocks, and those that read most of a model's parts.
 @pytest.mark.slow
 @pytest.mark.parametrize("key, family", [
-    ("awq", "llama, 16 blocks"), ("formats", "opt"), ("kv_cache", "qwen2"), ("one_token", "gemma3")])
+    ("awq", "llama, 16 blocks"), ("formats", "opt"), ("gptq", "opt"), ("kv_cache", "mistral, long window"),
+    ("one_token", "gemma3")])
 def test_a_lesson_runs_to_its_end(key, family, folder):
     run(key, folder(family))
 

@@ -230,6 +230,8 @@ def test_what_a_walk_cannot_feed_is_refused():
             self.config = LlamaConfig()
 
         def forward(self, input_ids):
+            if self.way == "backwards":
+                return self.blocks[0](self.blocks[1](self.embed(input_ids), None), None)
             first = self.blocks[0](self.embed(input_ids), None)
             if self.way == "adds":
                 return self.blocks[1](first + 1, None)
@@ -246,6 +248,7 @@ def test_what_a_walk_cannot_feed_is_refused():
             return self.linear(hidden_states) + (0 if other is None else other)
 
     for way, match in (("adds", "do not run once each"), ("twice", "do not run once each"),
+                       ("backwards", "do not run once each"),
                        ("argument", "called with what blocks before it computed")):
         model = Skips(way)
         with pytest.raises(ValueError, match=match):
