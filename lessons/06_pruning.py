@@ -655,8 +655,8 @@ saves = of_dense["zeros made permanent"] < 0.99
 print(f"C8: {'not refuted here' if saves else 'false'}. Random pruning at 50 % takes perplexity from "
       f"{dense.value:.1f} to {short(at_half['random'].value)}.")
 print(f"    Choosing the weights: {chosen}.")
-print(f"    And the zeros save {'memory' if saves else 'nothing'}: {of_dense['zeros made permanent']:.2f} times "
-      f"the memory of the dense classifier, {of_dense['with masks']:.2f} times with torch's masks.")
+print(f"    And the zeros save {'memory' if saves else 'nothing'}: {of_dense['zeros made permanent']:.2f} "
+      f"times the memory of the dense classifier, {of_dense['with masks']:.2f} times with torch's masks.")
 print(f"    In 16 bits, a bitmask takes less than dense from {pays['bitmask']} % zeros on, CSR from "
       f"{pays['csr']} %.")
 
