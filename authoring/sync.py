@@ -264,7 +264,7 @@ def read_costs(project: Project) -> dict[str, dict]:
     Returns:
         Key of the lesson -> "minutes", "peak_gb" and the machine; {} before the first execution.
     """
-    return json.loads(project.costs_file.read_text()) if project.costs_file.exists() else {}
+    return json.loads(project.costs_file.read_text(encoding="utf-8")) if project.costs_file.exists() else {}
 
 
 def save_costs(project: Project, key: str, execution: Execution) -> None:
@@ -306,7 +306,7 @@ def readme_text(
     path = project.root / "README.md"
     if not path.exists():
         return None
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     fresh = links.renumber(project, _replace_part(text, TABLE, lesson_table(project, lessons, costs)))
     if f"<!-- {NEEDS}:begin -->" in fresh:
         needs = "\n".join(f"- *{need}*: {text}." for need, text in lesson_needs.NEEDS.items())
@@ -462,7 +462,7 @@ def _check_notebook(project: Project, path: Path, expected: NotebookNode) -> lis
     name = str(project.relative(path))
     if not path.exists():
         return [f"{name}: missing. Run `course sync`."]
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if len(text.encode()) > generate.SIZE_LIMIT:
         return [too_large(name, text)]
     try:
@@ -532,7 +532,7 @@ def write_notebook(project: Project, path: Path, notebook: NotebookNode) -> bool
     text = generate.to_text(notebook)
     if len(text.encode()) > generate.SIZE_LIMIT:
         raise LessonError(project.relative(path), largest_cell(notebook), too_large("", text).lstrip(": "))
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
     replace_file(path, text)
     return True

@@ -256,13 +256,14 @@ def _device(name: str) -> torch.device:
 
 def _source(name: str) -> str | Path:
     """A local folder that holds a model, or a name of the hub ("org/name") as it is."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name)).absolute()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} is no model folder: it has no config.json")
         return folder
-    if folder.exists() or folder.is_absolute() or name.startswith(("~", ".")) or name.count("/") != 1:
-        raise ValueError(f"there is no model folder {name!r}; a model of the hub is called 'org/name'")
+    if folder.exists() or name.startswith(("~", ".")) or os.path.isabs(name) or name.count("/") != 1:
+        raise ValueError(f"there is no model folder {name!r}, looked for as {folder}; a model of the hub is "
+                         "called 'org/name'")
     return name
 
 
@@ -283,7 +284,8 @@ def _explained(source: str) -> Iterator[None]:
             problem = "is not on the hub. Look at its spelling"
         elif isinstance(error, OSError):
             problem = ("is not in the hub's cache, and the hub cannot be reached. "
-                       "Load it once with a network, name a local folder")
+                       f"Load it once with a network, name a local folder (in {Path.cwd()} there is none "
+                       "of that name: write its whole path)")
         else:
             problem = f"is no causal language model ({_first_line(error)}). Name another one"
         raise CourseError(f"The model {source} {problem}, or leave LM and COURSE_LM empty "
