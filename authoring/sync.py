@@ -20,6 +20,7 @@ from nbformat.notebooknode import from_dict
 
 from authoring import generate, leaks, links
 from authoring.project import KINDS, LessonError, Project, key_of
+from course_utils import lesson_needs
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 TABLE = "lessons"  # between <!-- lessons:begin --> and <!-- lessons:end --> in the README
 PICTURE = "picture"
+NEEDS = "needs"  # what lessons may need of a model; only where the README asks for it
 
 
 def check(project: Project, numbers: Sequence[str] = ()) -> list[str]:
@@ -306,6 +308,9 @@ def readme_text(
         return None
     text = path.read_text(encoding="utf-8")
     fresh = links.renumber(project, _replace_part(text, TABLE, lesson_table(project, lessons, costs)))
+    if f"<!-- {NEEDS}:begin -->" in fresh:
+        needs = "\n".join(f"- *{need}*: {text}." for need, text in lesson_needs.NEEDS.items())
+        fresh = _replace_part(fresh, NEEDS, needs)
     shown = picture(project)
     if shown:
         alt = shown[1].replace("[", "(").replace("]", ")")
@@ -394,19 +399,25 @@ def lesson_table(project: Project, lessons: list[generate.Lesson], costs: dict[s
 
 
 def model_needs(lesson: generate.Lesson) -> str:
-    """What a lesson needs of the model that --lm names, from its own call of `shapes.require`.
+    """What a lesson needs of the model that --lm names.
 
     Args:
         lesson: the lesson.
 
     Returns:
-        The needs with commas between; "any model" when it calls no `require`; "-" when it does not use LM.
+        Its needs with commas between; "any model" when it has none; "-" when it does not use LM.
+
+    Raises:
+        ValueError: it loads LM and does not call `shapes.require` with its own key in the next line.
     """
     code = "\n".join(cell.source for cell in lesson.cells if cell.type == "code")
     if "load_lm(LM" not in code:
         return "-"
-    called = re.search(r"shapes\.require\(\w+, ([^)]*)\)", code)
-    return ", ".join(re.findall(r'"([^"]+)"', called[1])) if called else "any model"
+    call = rf'^(\w+), \w+ = models\.load_lm\(LM, device=DEVICE\)\nshapes\.require\(\1, "{lesson.key}"\)$'
+    if lesson.key not in lesson_needs.LESSONS or not re.search(call, code, re.MULTILINE):
+        raise ValueError(f'{lesson.stem} loads LM: write shapes.require(model, "{lesson.key}") in the line '
+                         "behind it, and what it needs in course_utils/lesson_needs.py")
+    return ", ".join(lesson_needs.LESSONS[lesson.key]) or "any model"
 
 
 TEXTS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/**/*.md", "course_utils/**/*.py",

@@ -185,6 +185,18 @@ def embedded_lm() -> Path:
     return cached_folder("smollm2-135m-instruct-fp32", _convert, version="2", megabytes=800)
 
 
+def is_embedded(model: PreTrainedModel) -> bool:
+    """Whether a model is the embedded one, as `load_lm` gives it when no other is named.
+
+    Args:
+        model: from `load_lm`.
+
+    Returns:
+        True or False.
+    """
+    return str(model.name_or_path) == str(embedded_lm())
+
+
 def _convert(folder: Path) -> None:
     gguf = embedded_gguf()
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "local_files_only": True}

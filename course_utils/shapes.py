@@ -1,58 +1,64 @@
 """How a model is built, found out by trying: what a lesson needs of it, and which layers play which part.
 
 Any causal language model can stand in for the embedded one, but not every lesson can use every model. A
-lesson says what it needs right after loading, by `require`; the README's table takes it from there.
+lesson asks for what it needs (`lesson_needs`) right after loading, by `require`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from course_utils import costs
+from course_utils import costs, models
 from course_utils.errors import CourseError
+from course_utils.lesson_needs import LESSONS, NEEDS
 from course_utils.prune.structured.layout import family_of
 from course_utils.quantize import layerwise
 
 LONGEST = 2048  # tokens: no lesson reads a longer text at once
 
 
-@dataclass(frozen=True)
-class Need:
-    """Something that a lesson may need of a model.
-
-    Attributes:
-        check: raises ValueError, in one line, when a model does not have it.
-        models: which models have it, as the error and the README say.
-    """
-
-    check: Callable[[PreTrainedModel], object]
-    models: str
-
-
-def require(model: PreTrainedModel, *needs: str) -> None:
+def require(model: PreTrainedModel, lesson: str) -> None:
     """Refuse a model that a lesson cannot use, before anything is done with it.
+
+    Of another model than the embedded one that the lesson can use, a line says what it does not change.
 
     Args:
         model: a causal language model.
-        *needs: keys of NEEDS.
+        lesson: a key of LESSONS.
 
     Raises:
-        CourseError: the model lacks one of them; says which, and which models have it.
+        CourseError: the model lacks something; says what, which models have it, and which lessons do run.
     """
-    for need in needs:
-        try:
-            NEEDS[need].check(model)
-        except ValueError as error:
-            reason = " ".join(str(error).split())
+    for need in LESSONS[lesson]:
+        if reason := missing(model, need):
+            others = [key for key in LESSONS if not any(missing(model, other) for other in LESSONS[key])]
             raise CourseError(
-                f"This lesson needs {need}, which {type(model).__name__} does not have ({reason}). Take "
-                f"{NEEDS[need].models}, or leave LM and COURSE_LM empty for the embedded model.") from None
+                f"This lesson needs {need}, which {type(model).__name__} does not have ({reason}). It takes "
+                f"{NEEDS[need]}. Name such a model, or leave LM and COURSE_LM empty for the embedded one. "
+                f"Lessons that run on this model: {', '.join(others)}.")
+    if not models.is_embedded(model):
+        print("This is not the course's model. What the text says of its numbers, and what predictions ask "
+              "for, is about SmolLM2-135M-Instruct.")
+
+
+def missing(model: PreTrainedModel, need: str) -> str:
+    """What a model lacks of a need.
+
+    Args:
+        model: a causal language model.
+        need: a key of NEEDS.
+
+    Returns:
+        The reason in one line; "" when it has what is needed.
+    """
+    try:
+        CHECKS[need](model)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    return ""
 
 
 def place(model: nn.Module, share: float) -> int:
@@ -159,13 +165,17 @@ def _llama_blocks(model: PreTrainedModel) -> None:
 
 
 def _llama_count(model: PreTrainedModel) -> None:
+    config = model.config
     try:
-        formula = costs.parameter_count(model.config)
+        formula = costs.parameter_count(config)
+        copies = 1 if config.tie_word_embeddings else 2
     except (AttributeError, TypeError) as error:  # a number is not there, or is None
         raise ValueError(f"its config does not say {getattr(error, 'name', None) or 'all sizes'}") from None
-    stored = model.num_parameters()
+    # Of the blocks alone: beside the embedding of a small model a wrong block would not be seen.
+    formula -= copies * config.vocab_size * config.hidden_size + config.hidden_size
+    stored = sum(parameter.numel() for parameter in block_list(model).parameters())
     if abs(formula / stored - 1) > 0.01:
-        raise ValueError(f"the formula gives {formula:,} parameters, it stores {stored:,}")
+        raise ValueError(f"the formula gives its blocks {formula:,} parameters, they store {stored:,}")
 
 
 def _full_attention(model: PreTrainedModel) -> None:
@@ -179,14 +189,10 @@ def _full_attention(model: PreTrainedModel) -> None:
             raise ValueError(f"its layer {i} keeps no keys and values of all tokens")
 
 
-NEEDS = {
-    "linear layers": Need(_linear_layers, "one whose blocks keep their weights in linear layers (Llama, "
-                          "Mistral, Qwen, Gemma, Phi, OPT; not GPT-2, not a mixture of experts)"),
-    "foldable norms": Need(_foldable_norms, "one whose norms multiply by their weight before q, k, v (Llama, "
-                           "Mistral, Qwen, Phi-3, OPT; not Gemma, OLMo 2)"),
-    "Llama's blocks": Need(_llama_blocks, "one with separate q, k, v, o and gate, up, down (Llama, Mistral, "
-                           "Qwen)"),
-    "Llama's count": Need(_llama_count, "one whose parameters are counted as Llama's, within 1 % (Llama, "
-                          "Mistral, Qwen, Gemma, Phi-3)"),
-    "full attention": Need(_full_attention, "one whose layers all attend to all tokens (Llama, Qwen, Phi-3)"),
+CHECKS = {  # each raises ValueError, in one line, when a model does not have it
+    "linear layers": _linear_layers,
+    "foldable norms": _foldable_norms,
+    "Llama's blocks": _llama_blocks,
+    "Llama's count": _llama_count,
+    "full attention": _full_attention,
 }

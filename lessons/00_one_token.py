@@ -44,7 +44,7 @@ print(measure.machine_card())
 
 # %% name="load"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-shapes.require(model, "Llama's count")
+shapes.require(model, "one_token")
 ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"].to(DEVICE)
 for token in ids[0].tolist():
     print(f"{token:6d}  {tokenizer.decode([token])!r}")

@@ -171,7 +171,7 @@ prediction = 2 ** (10 - 7)  # three mantissa bits fewer, each doubles the step
 
 # %% name="load"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-shapes.require(model, "linear layers")
+shapes.require(model, "formats")
 weights = {name: p.detach() for name, p in model.named_parameters() if p.dim() == 2}
 print(f"{len(weights)} matrices, {sum(w.numel() for w in weights.values()):,} weights")
 

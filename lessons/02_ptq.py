@@ -39,7 +39,7 @@ plots.style()
 
 # %% name="load" tolerance=0.02
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-shapes.require(model, "linear layers", "foldable norms")
+shapes.require(model, "ptq")
 articles = data.windows(data.wikipedia_tokens(tokenizer, "heldout", 2 * 1024), 1024)
 heldout = articles[:, :224].flatten()
 articles = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 3 * 1024), 1024)
@@ -63,6 +63,7 @@ print(fp32)
 
 # %% name="shares"
 in_linears = sum(weight.numel() for weight in original.values())
+hidden = model.config.hidden_size
 everything = sum(parameter.numel() for parameter in model.parameters())
 print(f"{len(linears)} linear layers hold {in_linears:,} of {everything:,} parameters "
       f"({in_linears / everything:.1%}).")
@@ -708,8 +709,8 @@ print("Slower than FP32 on this machine when reading the prompt:", ", ".join(slo
 
 # %% name="claim-c2"
 whole = 1 - packed_bytes[Scheme(8)] / before
-layers_only = 1 - affine.bits_per_weight(Scheme(8), 576) / 32
-against_half = 1 - affine.bits_per_weight(Scheme(8), 576) / 16
+layers_only = 1 - affine.bits_per_weight(Scheme(8), hidden) / 32
+against_half = 1 - affine.bits_per_weight(Scheme(8), hidden) / 16
 print(f"C2: '8 bits save up to 40 %' is {'too low' if whole > 0.4 else 'right'}.")
 print(f"    Quantized weights shrink by {layers_only:.0%} against FP32, by {against_half:.0%} against FP16.")
 print(f"    The whole model shrinks by {whole:.0%} against FP32, because {1 - in_linears / everything:.0%} "

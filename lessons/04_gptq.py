@@ -36,7 +36,7 @@ warnings.filterwarnings("ignore", module="torchao|bitsandbytes|optimum")
 
 # %% name="load"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-shapes.require(model, "linear layers")
+shapes.require(model, "gptq")
 text = data.wikipedia_tokens(tokenizer, "calibration", 8192 + 2048)
 calibration = data.windows(text[:4096], 512)
 fresh = data.windows(text[8192:], 512)  # neither calibrated on nor scored: to choose settings with

@@ -38,7 +38,7 @@ plots.style()
 
 # %% name="baseline" tolerance=0.02
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-shapes.require(model, "Llama's blocks", "foldable norms")
+shapes.require(model, "awq")
 blocks = shapes.block_list(model)
 EARLY, MIDDLE, LATE = (shapes.place(model, share) for share in (2 / 15, 1 / 3, 2 / 3))  # blocks to look at
 n_heldout, n_calibration = (2048, 1024) if PROFILE == "cpu" else (32_768, 16_384)
@@ -531,7 +531,7 @@ else:
 found = {(r["method"], r["bits"], r["group"], r["symmetric"]): r["perplexity"] for r in rows}
 for method, here in (("FP32", fp32), ("round to nearest", rtn), ("AWQ + clip", ours)):
     key = (method, 32, None, True) if method == "FP32" else (method, 3, 64, False)
-    if key in found and str(model.name_or_path) == str(models.embedded_lm()):
+    if key in found and models.is_embedded(model):
         print(f"{method:16} recorded {found[key]:.2f}, measured here {here.value:.2f}")
 
 # %% name="table" tolerance=0.001

@@ -442,7 +442,7 @@ print(f"That is a surplus of {won - missed} sentences. Tossing a coin for each o
 pruned = classifier = layout = loss = None  # free their memory
 measure.release_memory()
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-shapes.require(model, "Llama's blocks")
+shapes.require(model, "structured")
 articles = data.windows(data.wikipedia_tokens(tokenizer, "heldout", 2 * 1024), 1024)
 heldout = articles[:, :256].flatten()
 articles = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 4 * 1024), 1024)

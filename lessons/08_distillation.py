@@ -405,7 +405,7 @@ student = teacher = objective = callback = article = ours = plain = mix = None
 soft = hard = formula = parts = inputs = None
 measure.release_memory()
 teacher, tokenizer = models.load_lm(LM, device=DEVICE)
-shapes.require(teacher, "linear layers")
+shapes.require(teacher, "distillation")
 text = data.wikipedia_tokens(tokenizer, "heldout", 1024)
 calibration = data.wikipedia_tokens(tokenizer, "calibration", 4096)
 healing = data.windows(calibration, 64)

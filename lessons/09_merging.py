@@ -633,6 +633,7 @@ for finished in (base, tuned, tasks, halves, all_tasks, part, part_tasks, with_b
     finished.clear()
 measure.release_memory()  # room for the language model
 lm, lm_tokenizer = models.load_lm(LM, device=DEVICE)
+shapes.require(lm, "merging")
 
 
 def review_tokens(split, count):

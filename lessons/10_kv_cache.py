@@ -34,7 +34,7 @@ plots.style()
 
 # %% name="model"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
-shapes.require(model, "Llama's count", "full attention")
+shapes.require(model, "kv_cache")
 config = model.config
 heldout = data.wikipedia_tokens(tokenizer, "heldout", 768).to(DEVICE)
 print(f"{config.num_hidden_layers} layers, {config.num_attention_heads} query heads, "

@@ -7,18 +7,19 @@ import contextlib
 import io
 import os
 import re
+from dataclasses import replace
 
 import pytest
 
 from authoring import generate, sync
 from authoring.project import Project, key_of
-from course_utils import models, shapes
+from course_utils import lesson_needs, models, shapes
 from course_utils.errors import CourseError
 from tests.families import folders
 
 PROJECT = Project()
 LESSONS = {key_of(path.stem): generate.read_lesson(PROJECT, path) for path in PROJECT.lessons()}
-USING = [key for key, lesson in LESSONS.items() if sync.model_needs(lesson) not in ("-", "any model")]
+USING = list(lesson_needs.LESSONS)
 COUNT, LINEAR, BLOCKS, FOLD, WINDOW = (re.escape(f"needs {need}, which ") for need in (
     "Llama's count", "linear layers", "Llama's blocks", "foldable norms", "full attention"))
 
@@ -30,6 +31,7 @@ REFUSED = {
     "gptq": {"gpt2": LINEAR, "mixtral": LINEAR},
     "awq": {"gpt2": BLOCKS, "mixtral": BLOCKS, "opt": BLOCKS, "phi3": BLOCKS, "gemma2": FOLD, "gemma3": FOLD},
     "pruning": {"gpt2": LINEAR, "mixtral": LINEAR},
+    "merging": {},
     "structured": {"gpt2": BLOCKS, "mixtral": BLOCKS, "opt": BLOCKS, "phi3": BLOCKS},
     "distillation": {"gpt2": LINEAR, "mixtral": LINEAR},
     "kv_cache": {"gpt2": COUNT, "opt": COUNT, "mixtral": COUNT, "gemma2": WINDOW, "gemma3": WINDOW,
@@ -53,9 +55,7 @@ def folder(tmp_path_factory):
 def required(key, lm):
     """The line with which a lesson refuses a model, or None: its own loading and its own `require` run."""
     code = "\n".join(cell.source for cell in LESSONS[key].cells if cell.type == "code")
-    call = re.search(r"^(\w+), \w+ = models\.load_lm\(LM, device=DEVICE\)\nshapes\.require\(\1, .*\)$",
-                     code, re.MULTILINE)
-    assert call, f"{key} does not say what it needs right after loading"
+    call = re.search(r"^.* = models\.load_lm\(LM, device=DEVICE\)\nshapes\.require\(.*$", code, re.MULTILINE)
     try:
         exec(call[0], {"models": models, "shapes": shapes, "LM": str(lm), "DEVICE": "cpu"})
     except CourseError as error:
@@ -71,19 +71,38 @@ def test_a_lesson_takes_a_model_or_says_why_not(key, family, folder):
     expected = REFUSED[key].get(family)
     assert (line is None) == (expected is None), line
     assert expected is None or re.search(expected, line)
-    assert line is None or "\n" not in line and "Take one " in line and "LM" in line
+    if line:
+        run = [other for other in USING if family not in REFUSED[other]]
+        assert line.endswith(f"Lessons that run on this model: {', '.join(run)}.") and "\n" not in line
 
 
-def test_every_lesson_takes_the_embedded_model():
+def test_every_lesson_takes_the_embedded_model_and_says_nothing(capsys):
     model, _ = models.load_lm("")
     for key in USING:
-        shapes.require(model, *sync.model_needs(LESSONS[key]).split(", "))
+        shapes.require(model, key)
+    assert capsys.readouterr().out == ""
 
 
-def test_the_readme_explains_each_need():
+def test_a_lesson_says_that_its_text_is_about_another_model(folder, capsys):
+    assert required("merging", folder("gpt2")) is None
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "not the course's model" in said
+
+
+def test_a_lesson_that_uses_another_model_asks_for_what_it_needs():
+    assert {key for key, lesson in LESSONS.items() if sync.model_needs(lesson) != "-"} == set(USING)
+    lesson = LESSONS["awq"]
+    cells = [replace(cell, source=cell.source.replace('shapes.require(model, "awq")\n', ""))
+             for cell in lesson.cells]
+    with pytest.raises(ValueError, match=r'write shapes.require\(model, "awq"\)'):
+        sync.model_needs(replace(lesson, cells=cells))
+
+
+def test_each_need_is_explained_and_tried():
+    asked = {need for needs in lesson_needs.LESSONS.values() for need in needs}
+    assert asked == set(lesson_needs.NEEDS) == set(shapes.CHECKS)
     text = (PROJECT.root / "README.md").read_text()
-    for need in shapes.NEEDS:
-        assert f"- *{need}*: " in text
+    assert all(f"- *{need}*: {like}." in text for need, like in lesson_needs.NEEDS.items())
 
 
 def test_places_are_the_blocks_that_the_lessons_were_written_with(folder):

@@ -6,6 +6,7 @@ from torch import nn
 
 from course_utils import shapes
 from course_utils.errors import CourseError
+from course_utils.lesson_needs import NEEDS
 from tests.families.models import FAMILIES, MORE_FAMILIES, logits, tiny
 
 ALL = [*FAMILIES, *MORE_FAMILIES]
@@ -31,15 +32,25 @@ def test_a_model_has_what_a_lesson_needs_or_is_told_what_it_lacks(family):
     config = model.config
     if getattr(config, "head_dim", None) is None and hasattr(config, "num_attention_heads"):
         config.head_dim = config.hidden_size // config.num_attention_heads  # as load_lm does
-    lacks = {}
-    for need in shapes.NEEDS:
-        try:
-            shapes.require(model, need)
-        except CourseError as error:
-            lacks[need] = str(error)
-            assert "\n" not in str(error) and f"This lesson needs {need}, which " in str(error)
+    lacks = {need: reason for need in NEEDS if (reason := shapes.missing(model, need))}
     assert sorted(lacks) == sorted(need for need, families in WITHOUT.items() if family in families), lacks
+    assert "\n" not in "".join(lacks.values())
     assert torch.equal(logits(model), logits(fresh))
+
+
+@pytest.mark.parametrize("family", WITHOUT["Llama's count"])
+def test_a_large_vocabulary_hides_no_wrong_block(family):
+    model = tiny(family, vocab_size=49_152)
+    assert shapes.missing(model, "Llama's count")
+
+
+def test_a_refusal_names_the_lessons_that_run(capsys):
+    with pytest.raises(CourseError, match="This lesson needs foldable norms, which Gemma2.* Lessons that "
+                                          "run on this model: one_token, formats, gptq, pruning, structured, "
+                                          r"distillation, merging\.$"):
+        shapes.require(tiny("gemma2"), "ptq")
+    shapes.require(tiny("gemma2"), "gptq")
+    assert "about SmolLM2-135M-Instruct" in capsys.readouterr().out
 
 
 def test_the_layers_of_a_block_by_their_inputs():
