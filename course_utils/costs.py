@@ -11,6 +11,9 @@ import torch
 if TYPE_CHECKING:  # what the quoted hints name
     from transformers import LlamaConfig, PreTrainedConfig
 
+# Kinds of layers that keep keys and values, as configs call them.
+ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+
 
 def parameter_count(config: "LlamaConfig") -> int:
     """Number of parameters of a Llama model, from its config alone.
@@ -115,13 +118,66 @@ def kv_bytes_per_token(config: "PreTrainedConfig", bits: int = 16) -> int:
     Source: W. Kwon et al., arXiv 2309.06180, section 3.
 
     Args:
-        config: has num_hidden_layers, num_key_value_heads and head_dim.
+        config: has num_hidden_layers, num_key_value_heads and head_dim. (`kv_shape` finds them where other
+            models keep them.)
         bits: bits of one cached number.
 
     Returns:
         Bytes of all layers together, rounded down.
     """
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bits // 8
+    layers, heads, width = kv_shape(config)
+    return 2 * layers * heads * width * bits // 8
+
+
+def kv_shape(config: "PreTrainedConfig") -> tuple[int, int, int]:
+    """What a model keeps of a token: a key and a value for each layer and each key-value head.
+
+    Configs name it in different ways. Older models have a key for each query head and say nothing about it.
+
+    Args:
+        config: of a causal language model of transformers.
+
+    Returns:
+        (layers, key-value heads, numbers in a key), as they come to a KV cache.
+
+    Raises:
+        ValueError: the model keeps something else, or in only some of its layers.
+    """
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    kind, has = getattr(config, "model_type", type(config).__name__), lambda name: getattr(config, name, None)
+    others = set(has("layer_types") or has("layers_block_type") or ()) - ATTENTION_LAYERS
+    reason = ("has an encoder" if has("is_encoder_decoder") else
+              "has no attention heads" if not has("num_attention_heads") else
+              "keeps keys and values compressed, of different widths" if has("kv_lora_rank") else
+              "has layers that use the keys of others" if has("num_kv_shared_layers") else
+              f"has layers of another kind, {min(others)}" if others else "")  # fmt: skip
+    if reason:
+        raise ValueError(f"{kind} {reason}: not each of its layers keeps a key and a value of one width for "
+                         "each token")
+    heads = has("num_key_value_heads") or config.num_attention_heads
+    if has("multi_query"):  # one key for all query heads: Falcon, GPT BigCode
+        heads = 1
+    if has("new_decoder_architecture"):  # Falcon copies its few keys for each query head, then keeps them
+        heads = config.num_attention_heads
+    width = has("head_dim") or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, heads, width
+
+
+def attention_window(config: "PreTrainedConfig") -> int | None:
+    """How far back a model's layers look, where that is limited.
+
+    Args:
+        config: of a causal language model of transformers.
+
+    Returns:
+        The smallest window of all layers in tokens, or None when all layers see everything.
+    """
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    types = getattr(config, "layer_types", None)
+    windows = [getattr(config, name, None) for name, kind in
+               (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention"))
+               if types is None or kind in types]
+    return min((window for window in windows if window), default=None)
 
 
 def forward_flops(config: "LlamaConfig", tokens: int, cached: int = 0) -> int:

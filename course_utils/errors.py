@@ -1,4 +1,7 @@
-"""The error that every module raises when the machine, not the caller, is at fault."""
+"""The error that every module raises when the machine, not the caller, is at fault; and a name for others."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class CourseError(RuntimeError):
@@ -7,3 +10,19 @@ class CourseError(RuntimeError):
     The message is one line. It names what is wrong and says what to do.
     Wrong arguments raise ValueError or TypeError instead.
     """
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Put a name in front of a ValueError.
+
+    Args:
+        name: of what is being worked on.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None

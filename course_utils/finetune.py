@@ -266,7 +266,10 @@ def _build_classifier(folder: Path, examples: list[tuple[str, int]], domain: str
 
 
 def _cross_entropy(model: nn.Module, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    return F.cross_entropy(model(**batch).logits.float(), labels)
+    logits = model(**batch).logits
+    if len(logits) != len(labels):
+        raise ValueError(f"the model gives {list(logits.shape)} logits for {len(labels)} labels")
+    return F.cross_entropy(logits.float(), labels)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[int]]:
@@ -338,6 +341,9 @@ def _check(examples: list[tuple[str, int]], model: nn.Module, epochs: int | None
     strange = next((label for _, label in examples if not 0 <= label < classes), None)
     if strange is not None:
         raise ValueError(f"label {strange!r} does not fit a model with classes 0 to {classes - 1}")
-    longest = model.config.max_position_embeddings
+    longest = getattr(model.config, "max_position_embeddings", None) or math.inf
     if not 3 <= max_length <= longest:
         raise ValueError(f"max_length must be from 3 to {longest} tokens, not {max_length!r}")
+    short = {p.dtype for p in model.parameters() if p.requires_grad and torch.finfo(p.dtype).bits < 32}
+    if short:
+        raise ValueError(f"weights of {short.pop()} cannot be trained with AdamW: call model.float() first")

@@ -9,6 +9,8 @@ Example:
 from course_utils.distill.language import heal
 from course_utils.distill.losses import (
     attention_loss,
+    check_labels,
+    check_logits,
     hidden_loss,
     kd_gradient,
     kd_loss,
@@ -19,6 +21,6 @@ from course_utils.distill.students import from_scratch, layer_map, make_student
 from course_utils.distill.trainer import DistillationTrainer
 
 __all__ = [
-    "DistillationTrainer", "Objective", "attention_loss", "from_scratch", "heal", "hidden_loss",
-    "kd_gradient", "kd_loss", "layer_map", "make_student", "reverse_kl", "stages",
+    "DistillationTrainer", "Objective", "attention_loss", "check_labels", "check_logits", "from_scratch",
+    "heal", "hidden_loss", "kd_gradient", "kd_loss", "layer_map", "make_student", "reverse_kl", "stages",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from course_utils import measure
-from course_utils.distill.losses import kd_loss
+from course_utils.distill.losses import check_logits, kd_loss
 from course_utils.finetune import Training
 
 
@@ -23,7 +23,8 @@ def heal(student: nn.Module, teacher: nn.Module, windows: Tensor, *, steps: int,
     The student stays in eval mode: no dropout.
 
     Args:
-        student: a causal language model; it is changed in place.
+        student: a causal language model; it is changed in place. What is trained must be FP32 (or FP64): in
+            FP16 and BF16 AdamW's small steps are rounded away, and its divisors become 0.
         teacher: a causal language model with the same vocabulary; its weights are never changed.
         windows: integer tensor [n, length] of token ids; each step takes one, in a seeded order.
         steps: how many, at least 1.
@@ -38,12 +39,15 @@ def heal(student: nn.Module, teacher: nn.Module, windows: Tensor, *, steps: int,
         A Training, its losses in nats a token.
 
     Raises:
-        ValueError: there are no windows, no steps or nothing to train.
+        ValueError: before anything is changed, when there are no windows, no steps or nothing to train,
+            weights to train are of 16 bits, or the windows or vocabularies do not fit.
+        RuntimeError: the loss is no longer a number.
     """
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     if windows.ndim != 2 or not len(windows) or steps < 1 or not parameters:
         raise ValueError("heal needs windows [n, length], at least one step, and a student with unfrozen "
                          "parameters")
+    _check(student, teacher, windows, parameters, temperature)
     generator = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(len(windows), generator=generator)
                        for _ in range(math.ceil(steps / len(windows)))])[:steps]
@@ -56,6 +60,8 @@ def heal(student: nn.Module, teacher: nn.Module, windows: Tensor, *, steps: int,
         with measure.evaluating(teacher):
             target = teacher(ids, use_cache=False).logits
         loss = divergence(student(ids, use_cache=False).logits.float(), target.float(), temperature)
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"the loss became {loss.item()} at step {step + 1}: lower lr, {lr}")
         for group in optimizer.param_groups:
             group["lr"] = lr * min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
         optimizer.zero_grad()
@@ -65,3 +71,18 @@ def heal(student: nn.Module, teacher: nn.Module, windows: Tensor, *, steps: int,
         losses.append(loss.item())
     student.zero_grad(set_to_none=True)
     return Training(losses, time.perf_counter() - start, len(windows), seed)
+
+
+def _check(student: nn.Module, teacher: nn.Module, windows: Tensor, parameters: list[nn.Parameter],
+           temperature: float) -> None:
+    """Refuse what cannot be healed, before anything is changed: ValueError."""
+    short = next((p.dtype for p in parameters if torch.finfo(p.dtype).bits < 32), None)
+    if short is not None:
+        raise ValueError(f"weights of {short} cannot be trained with AdamW: call student.float() first")
+    for model in (student, teacher):
+        measure.check_text(model, windows.flatten(), max(2, windows.shape[1]), 1)
+    ids = windows[:1, :1]
+    with measure.evaluating(student), measure.evaluating(teacher):
+        logits = [model(ids.to(next(model.parameters()).device), use_cache=False).logits
+                  for model in (student, teacher)]
+    check_logits(*logits, temperature)

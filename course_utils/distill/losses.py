@@ -2,9 +2,56 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+
+def check_logits(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> None:
+    """Refuse logits that cannot be compared. Shapes must be equal: torch would stretch one to the other.
+
+    Args:
+        student: should be float [..., classes], one row at least.
+        teacher: should be float, of the same shape.
+        temperature: should be a finite number above 0.
+
+    Raises:
+        ValueError: something is not.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"logits {list(student.shape)} of the student and {list(teacher.shape)} of the "
+                         "teacher differ: both need the same rows and the same classes (or vocabulary)")
+    if student.ndim == 0 or student.numel() == 0:
+        raise ValueError(f"logits of shape {list(student.shape)} hold nothing to compare")
+    for dtype in (student.dtype, teacher.dtype):
+        if not dtype.is_floating_point:
+            raise ValueError(f"logits must be floats, not {dtype}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"the temperature must be a finite number above 0, not {temperature}")
+
+
+def check_labels(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Refuse labels that do not fit: of another shape or number, or no integers.
+
+    Args:
+        logits: float [..., classes].
+        labels: should be integer [...], from 0 to classes - 1, or -100 for those that do not count.
+
+    Raises:
+        ValueError: they are not, or none counts.
+    """
+    if labels.shape != logits.shape[:-1] or labels.is_floating_point():
+        raise ValueError(f"labels must be whole numbers {list(logits.shape[:-1])}, one for each row "
+                         f"of logits, not {labels.dtype} {list(labels.shape)}")
+    counted = labels[labels != -100]
+    if not len(counted):
+        raise ValueError("no label counts (all are -100, or there are none): the mean loss is not defined")
+    low, high = counted.min().item(), counted.max().item()
+    if low < 0 or high >= logits.shape[-1]:
+        raise ValueError(f"labels run from {low} to {high}, but classes from 0 to {logits.shape[-1] - 1}")
 
 
 def kd_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -20,7 +67,12 @@ def kd_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperat
 
     Returns:
         A scalar in nats: the mean over everything but the classes.
+
+    Raises:
+        ValueError: the shapes differ (`distill.check_logits(student_logits, teacher_logits, temperature)`
+            does it).
     """
+    check_logits(student_logits, teacher_logits, temperature)
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=-1)
     divergence = (teacher.exp() * (teacher - student)).sum(dim=-1)
@@ -41,7 +93,11 @@ def kd_gradient(student_logits: torch.Tensor, teacher_logits: torch.Tensor,
 
     Returns:
         Float [rows, classes].
+
+    Raises:
+        ValueError: the shapes differ (`distill.check_logits` does it).
     """
+    check_logits(student_logits, teacher_logits, temperature)
     student = torch.softmax(student_logits / temperature, dim=-1)
     teacher = torch.softmax(teacher_logits / temperature, dim=-1)
     return temperature * (student - teacher) / len(student_logits)
@@ -61,7 +117,11 @@ def reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor,
 
     Returns:
         A scalar in nats: the mean over everything but the classes.
+
+    Raises:
+        ValueError: as `check_logits`.
     """
+    check_logits(student_logits, teacher_logits, temperature)
     student = F.log_softmax(student_logits / temperature, dim=-1)
     teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=-1)
     return temperature**2 * (student.exp() * (student - teacher)).sum(dim=-1).mean()
@@ -83,13 +143,14 @@ def hidden_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor
         A scalar.
 
     Raises:
-        ValueError: the shapes differ, after the projection if there is one.
+        ValueError: the shapes differ, after the projection if there is one, or the mask does not fit.
     """
     if projection is not None:
         student = projection(student)
     if student.shape != teacher.shape:
         raise ValueError(f"hidden states {list(student.shape)} and {list(teacher.shape)} differ: give a "
                          f"projection, nn.Linear({student.shape[-1]}, {teacher.shape[-1]})")
+    _check_mask(mask, student.shape[:2])
     error = (student - teacher.detach()).square().mean(dim=-1)
     return (error * mask).sum() / mask.sum()
 
@@ -108,12 +169,21 @@ def attention_loss(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Ten
         A scalar in nats.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or the mask does not fit.
     """
     if student.shape != teacher.shape:
         raise ValueError(f"attention {list(student.shape)} and {list(teacher.shape)} differ: both models "
                          "need the same number of heads")
+    _check_mask(mask, (student.shape[0], student.shape[2]))
     teacher, tiny = teacher.detach(), torch.finfo(teacher.dtype).tiny
     logs = teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log()
     divergence = (teacher * logs).sum(dim=-1).mean(dim=1)  # [batch, length]
     return (divergence * mask).sum() / mask.sum()
+
+
+def _check_mask(mask: torch.Tensor, shape: Sequence[int]) -> None:
+    """Refuse a mask that torch would stretch, and one without a token: ValueError."""
+    if tuple(mask.shape) != tuple(shape):
+        raise ValueError(f"the mask must be [batch, length] = {list(shape)}, not {list(mask.shape)}")
+    if not mask.any():
+        raise ValueError("the mask hides all tokens: there is nothing to compare")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course_utils import measure
-from course_utils.distill.losses import attention_loss, hidden_loss, kd_loss
+from course_utils.distill.losses import attention_loss, check_labels, hidden_loss, kd_loss
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Objective:
             `student.projection = projection`, and it is trained along; delete it before saving.
 
     Raises:
-        ValueError: a weight is negative, all are 0, or hidden has no layers.
+        ValueError: a weight is negative, all are 0, hidden has no layers, or the temperature is not above 0.
     """
 
     teacher: nn.Module
@@ -44,8 +45,10 @@ class Objective:
 
     def __post_init__(self) -> None:
         weights = (self.hard, self.soft, self.hidden, self.attention)
-        if min(weights) < 0 or max(weights) == 0:
+        if not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
             raise ValueError("give at least one of hard, soft, hidden and attention a weight above 0")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"the temperature must be a finite number above 0, not {self.temperature}")
         if self.hidden and self.layers is None:
             raise ValueError("hidden compares layer by layer: give layers=layer_map(teacher's, student's)")
 
@@ -59,6 +62,9 @@ class Objective:
 
         Returns:
             A scalar.
+
+        Raises:
+            ValueError: student, teacher, labels and mask do not fit each other (see the losses).
         """
         if self.attention:
             for model in (student, self.teacher):  # other kernels do not return the attention they compute
@@ -70,6 +76,7 @@ class Objective:
         mask = batch["attention_mask"].to(found.logits.dtype)
         total = found.logits.new_zeros(())
         if self.hard:
+            check_labels(found.logits, labels)
             total = total + self.hard * F.cross_entropy(found.logits, labels)
         if self.soft:
             total = total + self.soft * kd_loss(found.logits, teacher.logits, self.temperature)

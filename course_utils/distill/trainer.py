@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Trainer
 
-from course_utils.distill.losses import kd_loss
+from course_utils.distill.losses import check_labels, check_logits, kd_loss
 
 
 class DistillationTrainer(Trainer):
@@ -52,14 +52,22 @@ class DistillationTrainer(Trainer):
             num_items_in_batch: ignored: the loss is a mean over the batch.
 
         Returns:
-            The loss, a scalar; with return_outputs (loss, outputs).
+            The loss, a scalar; with return_outputs (loss, outputs). 0 when no label of the batch counts.
+
+        Raises:
+            ValueError: the teacher's logits or the labels do not fit the student's logits.
         """
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         with torch.no_grad():
             teacher_logits = self.teacher(**inputs).logits
+        check_logits(outputs.logits, teacher_logits, self.temperature)
         counted = labels != -100
+        if not counted.any():  # a mean of nothing is NaN
+            loss = 0 * outputs.logits.sum()
+            return (loss, outputs) if return_outputs else loss
+        check_labels(outputs.logits, labels)
         soft = kd_loss(outputs.logits[counted], teacher_logits[counted], self.temperature)
         hard = F.cross_entropy(outputs.logits[counted], labels[counted])
         loss = self.alpha * soft + (1 - self.alpha) * hard

@@ -23,6 +23,7 @@ def _kd_cases():
         Case(randn(2, 3, 7), randn(2, 3, 7, seed=1), 4.0, label="as in a language model: three dimensions"),
         Case(50 * randn(3, 4), 50 * randn(3, 4, seed=1), 0.5, label="logits so large that exp overflows"),
         Case(randn(5, 3).t(), randn(5, 3, seed=1).t(), 3.0, label="transposed matrices"),
+        Case(randn(8, 2), randn(8, 1, seed=1), 2.0, label="shapes that differ", raises=ValueError),
     ]
 
 
@@ -98,7 +99,8 @@ KD_LOSS = Exercise(
                 "not 0 for a perfect student: subtract the teacher's own entropy.", _soft_cross_entropy),
         Mistake("the softmax runs over the first dimension. Classes are the last one.", _first_dimension),
     ],
-    hint="log_softmax of both, softened; sum p_teacher * (log p_teacher - log p_student) over the classes.",
+    hint="distill.check_logits first. log_softmax of both, softened; then sum "
+         " p_teacher * (log p_teacher - log p_student) over the classes.",
 )  # fmt: skip
 
 
@@ -111,6 +113,7 @@ def _gradient_cases():
         Case(randn(4, 5), randn(4, 5, seed=1), 1.0, label="temperature 1"),
         Case(randn(3, 9), randn(3, 9, seed=1), 10.0, label="a high temperature"),
         Case(randn(5, 1), randn(5, 1, seed=1), 2.0, label="a single class"),
+        Case(randn(5, 3), randn(1, 3, seed=1), 2.0, label="shapes that differ", raises=ValueError),
     ]
 
 

@@ -32,9 +32,11 @@ def greedy(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int,
         Integer tensor [batch, n + new_tokens].
 
     Raises:
-        ValueError: `ids` is no such tensor, or the cache holds all its tokens already.
+        ValueError: `ids` is no such tensor, the text becomes too long for the model, or the cache holds all
+            its tokens already.
     """
     _check_ids(ids)
+    _check_length(model, ids.shape[1] + new_tokens)
     for _ in range(new_tokens):
         if cache is None:
             logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
@@ -62,9 +64,10 @@ def read(model: PreTrainedModel, ids: torch.Tensor, cache: Cache, chunk: int = 1
         Float logits [batch, n, vocabulary].
 
     Raises:
-        ValueError: `ids` is no such tensor, or `chunk` is below 1.
+        ValueError: `ids` is no such tensor, the text is too long for the model, or `chunk` is below 1.
     """
     _check_ids(ids)
+    _check_length(model, cache.get_seq_length() + ids.shape[1])
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a whole number of at least 1, not {chunk!r}")
     passes = [model(input_ids=part, past_key_values=cache).logits for part in ids.split(chunk, dim=1)]
@@ -86,10 +89,10 @@ def cached_perplexity(model: PreTrainedModel, tokens: torch.Tensor, make: Callab
         With an exact cache, the same number as measure.perplexity(model, tokens, window) on whole windows.
 
     Raises:
-        ValueError: the text is shorter than a window, or `window` or `chunk` is too small.
+        ValueError: the text is shorter than a window, `window` or `chunk` does not fit, or the tokens are not
+            of this model's vocabulary.
     """
-    if isinstance(window, bool) or not isinstance(window, int) or not 2 <= window <= len(tokens):
-        raise ValueError(f"window must be a whole number from 2 to {len(tokens)} (the text), not {window!r}")
+    measure.check_text(model, tokens, window, window)
     device = next(model.parameters()).device
     whole = tokens[: len(tokens) // window * window].view(-1, window).to(device)
     total = 0.0
@@ -99,6 +102,12 @@ def cached_perplexity(model: PreTrainedModel, tokens: torch.Tensor, make: Callab
     scored = len(whole) * (window - 1)
     value = torch.tensor(total / scored, dtype=torch.float64).exp().item()
     return measure.Perplexity(value, total / scored, scored, window, window, str(device))
+
+
+def _check_length(model: PreTrainedModel, tokens: int) -> None:
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest and tokens > longest:
+        raise ValueError(f"the text would have {tokens} tokens, the model was made for {longest}")
 
 
 def _check_ids(ids: Any) -> None:

@@ -14,12 +14,14 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from course_utils import costs
+
 
 def make_cache(config: PreTrainedConfig, layer: type[CacheLayerMixin], **arguments: Any) -> Cache:
     """Make a transformers Cache with one `layer(**arguments)` for each layer of the model.
 
     Args:
-        config: the model's; num_hidden_layers is read.
+        config: the model's.
         layer: a class of this package: DynamicLayer, StaticLayer, SlidingWindowLayer, QuantizedLayer.
         **arguments: what that class takes, such as max_tokens=512.
 
@@ -28,11 +30,25 @@ def make_cache(config: PreTrainedConfig, layer: type[CacheLayerMixin], **argumen
 
     Raises:
         TypeError: `layer` is no cache layer.
-        ValueError: the class does not take these arguments' values.
+        ValueError: the class does not take these arguments' values, or the model does not work with it.
     """
     if not (isinstance(layer, type) and issubclass(layer, CacheLayerMixin)):
         raise TypeError(f"layer must be a class such as DynamicLayer, not {layer!r}")
-    return Cache(layers=[layer(**arguments) for _ in range(config.num_hidden_layers)])
+    layers, _, _ = costs.kv_shape(config)
+    if issubclass(layer, SlidingWindowLayer):
+        _check_window_fits(config, layer(**arguments).sinks)
+    return Cache(layers=[layer(**arguments) for _ in range(layers)])
+
+
+def _check_window_fits(config: PreTrainedConfig, sinks: int) -> None:
+    """Refuse what would get a mask or a bias for other columns than those that are kept: ValueError."""
+    if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
+        raise ValueError(f"{config.model_type} adds a number to each score by the token's place (ALiBi), "
+                         "which needs the whole past: use DynamicLayer or StaticLayer")
+    own = costs.attention_window(config)
+    if sinks and own:
+        raise ValueError(f"{config.model_type} has layers with a window of {own} tokens of its own: it would "
+                         "mask sinks as if they stood elsewhere, so leave them out")
 
 
 class Layer(CacheLayerMixin):

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 
+from course_utils import costs
 from course_utils.kvcache import block_tables
 from course_utils.kvcache.layers import Layer
 
@@ -52,7 +53,7 @@ class KVPool(block_tables.BlockAllocator):
     """A pool of blocks for the keys and values of every layer of a model, and who owns which block.
 
     Args:
-        config: the model's; num_hidden_layers, num_key_value_heads and head_dim are read.
+        config: the model's; `costs.kv_shape` says how large its keys and values are.
         n_blocks: blocks in the pool; a block holds `block_size` tokens of all layers.
         block_size: tokens in a block.
         dtype: of the keys and values.
@@ -64,18 +65,18 @@ class KVPool(block_tables.BlockAllocator):
         values: the same.
 
     Raises:
-        ValueError: a count is no whole number of at least 1.
+        ValueError: a count is no whole number of at least 1, or the model keeps no plain keys and values.
     """
 
     def __init__(self, config: PreTrainedConfig, n_blocks: int, block_size: int = 16,
                  dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
                  prefix: Hashable | None = None) -> None:
         super().__init__(n_blocks, block_size, prefix)
-        shape = (n_blocks, block_size, config.num_key_value_heads, config.head_dim)
+        layers, heads, width = costs.kv_shape(config)
+        shape = (n_blocks, block_size, heads, width)
         # Zeros, not torch.empty: masked slots still meet a weight of 0, and 0 times NaN is NaN.
-        layers = range(config.num_hidden_layers)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
 
     def reserve(self, sequence: Hashable, tokens: int = 1) -> list[tuple[int, int]]:
         """As in BlockAllocator; a block that is replaced by a copy is copied in all layers.

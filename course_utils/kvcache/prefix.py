@@ -42,8 +42,8 @@ class PrefixStore:
             cache: a transformers Cache of DynamicLayers (ours or transformers' own), one request in it.
 
         Raises:
-            ValueError: the cache holds another batch or fewer tokens, n > max_tokens, or `ids` are no token
-                ids.
+            ValueError: the cache holds another batch or fewer tokens, or some only; n > max_tokens; or `ids`
+                are no token ids.
         """
         ids = _checked(ids)
         if len(ids) > self.max_tokens:
@@ -51,6 +51,9 @@ class PrefixStore:
         states = [(layer.keys, layer.values) for layer in cache.layers]
         if any(keys is None or keys.shape[0] != 1 or keys.shape[2] < len(ids) for keys, _ in states):
             raise ValueError(f"the cache must hold one request of at least {len(ids)} tokens")
+        if any(not len(ids) <= layer.get_seq_length() <= layer.keys.shape[2] for layer in cache.layers):
+            raise ValueError(f"the cache must hold all tokens of one request, at least {len(ids)}, as they "
+                             "came: make it with DynamicLayer")
         n = len(ids)
         self.prompts[ids] = [(k[:, :, :n].clone(), v[:, :, :n].clone()) for k, v in states]
         self.prompts.move_to_end(ids)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from course_utils import measure
+from course_utils.costs import attention_window
 from course_utils.kvcache.block_tables import check_count
 from course_utils.kvcache.paged import KVPool, PagedCache
 from course_utils.kvcache.scheduler import Request, Scheduler
@@ -23,7 +25,8 @@ class Server:
     `submit` requests, then `run`; or call `step` and look at `scheduler` and `pool` in between.
 
     Args:
-        model: a Llama-style causal language model of transformers.
+        model: a causal language model of transformers. It must read from paged memory as it reads a text: a
+            short trial shows it.
         n_blocks: blocks in the pool.
         block_size: tokens in a block.
         max_batch: most requests that run at once.
@@ -35,12 +38,14 @@ class Server:
         batches: how many requests each decoding pass served.
 
     Raises:
-        ValueError: the prefix does not fit into the pool, or a count is no whole number of at least 1.
+        ValueError: the model cannot be served, the prefix does not fit into the pool or the model, or a count
+            is no whole number of at least 1.
     """
 
     def __init__(self, model: PreTrainedModel, n_blocks: int, block_size: int = 16, max_batch: int = 8,
                  prefix: Iterable[int] = (), stop: Iterable[int] = ()) -> None:
         self.model, self.stop = model, set(stop)
+        check_model(model)
         self.pool = KVPool(model.config, n_blocks, block_size, model.dtype, model.device)
         self.scheduler = Scheduler(self.pool, max_batch)
         self.ids, self.answers = {}, {}  # request name -> prompt and answer so far; finished answers
@@ -48,6 +53,7 @@ class Server:
         self.prefix = list(prefix)
         if self.prefix:
             self.pool.check_fits(len(self.prefix))
+            self._check_length(len(self.prefix))
             self._forward([PREFIX], [self.prefix])
             self.pool.prefix = PREFIX
 
@@ -60,13 +66,10 @@ class Server:
             max_new_tokens: tokens after which the answer ends, at least 1.
 
         Raises:
-            ValueError: the request can never fit into the pool or the model's positions, its name is taken,
-                or prompt or answer have no tokens.
+            ValueError: the request can never fit into the pool, the model's positions or its sliding window,
+                its name is taken, or prompt or answer have no tokens.
         """
-        total = len(self.prefix) + len(prompt) + max_new_tokens
-        longest = self.model.config.max_position_embeddings
-        if total > longest:
-            raise ValueError(f"prompt and answer take {total} tokens, the model was made for {longest}")
+        self._check_length(len(self.prefix) + len(prompt) + max_new_tokens)
         if name in self.answers or name == PREFIX:
             raise ValueError(f"the name {name!r} is taken: choose another")
         check_count("max_new_tokens", max_new_tokens)
@@ -101,15 +104,18 @@ class Server:
             self.answers[request.name] = self.ids.pop(request.name)[request.prompt_tokens :]
         return [request.name for request in finished]
 
-    @torch.no_grad()
+    def _check_length(self, total: int) -> None:
+        longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest and total > longest:
+            raise ValueError(f"prompt and answer take {total} tokens, the model was made for {longest}")
+        window = attention_window(self.model.config)
+        if window and total > window:
+            raise ValueError(f"prompt and answer take {total} tokens, but layers of this model look back "
+                             f"{window} tokens only, and this server knows no sliding window")
+
     def _forward(self, names: Sequence[Hashable], ids: Sequence[Sequence[int]]) -> list[int]:
         """The next token for each sequence after these new tokens (equally many each)."""
-        cache = PagedCache(self.pool, names)
-        ids = torch.tensor(ids, device=self.model.device)
-        n = ids.shape[1]
-        logits = self.model(input_ids=ids, position_ids=cache.positions(n), attention_mask=cache.mask(n),
-                            past_key_values=cache, logits_to_keep=1).logits  # fmt: skip
-        return logits[:, -1].argmax(dim=-1).tolist()
+        return _logits(self.model, self.pool, names, ids).argmax(dim=-1).tolist()
 
     def _give(self, names: Sequence[Hashable], tokens: Sequence[int]) -> None:
         requests = {request.name: request for request in self.scheduler.running}
@@ -119,3 +125,45 @@ class Server:
             request.generated += 1
             if token in self.stop:
                 request.output_tokens = request.generated
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Refuse a model that does not read from paged memory what it reads from a text.
+
+    Not every model takes positions and a mask of the kind that a `PagedCache` gives. So two short texts of
+    different lengths are read in the server's way and, each alone, in the ordinary way.
+
+    Args:
+        model: a causal language model of transformers.
+
+    Raises:
+        ValueError: it keeps no plain keys and values, or its logits differ.
+    """
+    pool = KVPool(model.config, 3, 4, model.dtype, model.device)
+    texts = [[3, 4, 5, 6, 7, 8], [9, 10]]
+    with measure.evaluating(model):
+        try:
+            for name, text in enumerate(texts):
+                _logits(model, pool, [name], [text[:-1]])
+            found = _logits(model, pool, [0, 1], [text[-1:] for text in texts]).float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"{type(model).__name__} cannot read from paged memory: {reason}") from None
+        alone = [model(input_ids=torch.tensor([text], device=model.device), use_cache=False).logits[0, -1]
+                 for text in texts]
+    expected = torch.stack(alone).float()
+    tolerance = 1e-3 if torch.finfo(model.dtype).bits >= 32 else 0.1
+    if not (found - expected).square().mean().sqrt() <= tolerance * expected.std():
+        raise ValueError(f"{type(model).__name__} cannot be served: with a mask of its own for each request "
+                         "it gives other logits than for the text alone")
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, pool: KVPool, names: Sequence[Hashable],
+            ids: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Logits [batch, vocabulary] after these new tokens (equally many for each sequence)."""
+    cache = PagedCache(pool, names)
+    ids = torch.tensor(ids, device=model.device)
+    n = ids.shape[1]
+    return model(input_ids=ids, position_ids=cache.positions(n), attention_mask=cache.mask(n),
+                 past_key_values=cache, logits_to_keep=1).logits[:, -1]  # fmt: skip

@@ -9,7 +9,14 @@ from course_utils.measure.memory import (
     release_memory,
     weight_bytes,
 )
-from course_utils.measure.quality import Accuracy, Perplexity, accuracy, evaluating, perplexity
+from course_utils.measure.quality import (
+    Accuracy,
+    Perplexity,
+    accuracy,
+    check_text,
+    evaluating,
+    perplexity,
+)
 from course_utils.measure.report import table
 from course_utils.measure.speed import (
     Bandwidth,
@@ -35,6 +42,7 @@ __all__ = [
     "WeightBytes",
     "accuracy",
     "bandwidth",
+    "check_text",
     "evaluating",
     "frequent_collection",
     "generation_speed",

@@ -81,7 +81,7 @@ def perplexity(model: PreTrainedModel, tokens: torch.Tensor, window: int = 512, 
         ValueError: an argument is out of range, or the tokens are not of this model's vocabulary.
     """
     stride = window if stride is None else stride
-    _check_text(model, tokens, window, stride)
+    check_text(model, tokens, window, stride)
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be a whole number of at least 1, or None, not {batch_size!r}")
     device = next(model.parameters()).device
@@ -170,7 +170,19 @@ def _exp(nll: float) -> float:
     return math.exp(nll) if nll < 700 else (math.nan if math.isnan(nll) else math.inf)
 
 
-def _check_text(model: PreTrainedModel, tokens: Any, window: Any, stride: Any) -> None:
+def check_text(model: PreTrainedModel, tokens: Any, window: Any, stride: Any) -> None:
+    """Refuse a text that a perplexity cannot be measured on.
+
+    Args:
+        model: a causal language model of transformers.
+        tokens: should be an integer tensor [n] of token ids.
+        window: should be from 2 to n, and no more than the model's positions.
+        stride: should be from 1 to window.
+
+    Raises:
+        TypeError: `tokens` is no integer tensor.
+        ValueError: an argument is out of range, or the tokens are not of this model's vocabulary.
+    """
     if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
         kind = f"a {tokens.dtype} tensor" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
         raise TypeError(f"tokens must be an integer tensor of token ids, not {kind}")
@@ -247,9 +259,11 @@ def accuracy(predictions: torch.Tensor | Sequence[int], labels: torch.Tensor | S
 
     Raises:
         TypeError: class indices are no whole numbers.
-        ValueError: shapes differ, or nothing is given.
+        ValueError: shapes differ, nothing is given, or a logit is NaN.
     """
     predictions, labels = torch.as_tensor(predictions), torch.as_tensor(labels)
+    if predictions.is_floating_point() and predictions.isnan().any():
+        raise ValueError("the predictions hold NaN: the model is broken, it has no answer")
     if predictions.dim() == 2:
         predictions = predictions.argmax(dim=1)
     if predictions.shape != labels.shape or labels.dim() != 1:

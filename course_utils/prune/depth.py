@@ -9,6 +9,7 @@ arXiv 2403.03853, section 3.1.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +19,12 @@ from transformers import PretrainedConfig
 
 from course_utils import measure
 from course_utils.quantize.layerwise import find_blocks
+
+# What configs call other things than a list with an entry for each block:
+LAYER_NUMBERS = ("mlp_only_layers",)  # numbers of some blocks
+LEADING_LAYERS = ("max_window_layers", "first_k_dense_replace")  # how many blocks at the start are special
+NO_LAYERS = ("token_id", "architectures")  # a list that has to do with blocks at no length
+NUMBERS = ("layer_idx", "layer_number", "layer_id")  # what modules call the number of their block
 
 
 def block_influence(before: Tensor, after: Tensor) -> float:
@@ -89,7 +96,8 @@ def remove_blocks(model: nn.Module, indices: Iterable[int]) -> None:
         indices: block numbers before the removal, 0 is the first.
 
     Raises:
-        ValueError: before anything is changed, for an index out of range or twice, or when none is left.
+        ValueError: before anything is changed, for an index out of range or twice, when none is left, or when
+            a config cannot say which blocks those are that are left.
     """
     name, _, _ = find_blocks(model)[0][0].rpartition(".")
     parent, _, attribute = name.rpartition(".")
@@ -103,22 +111,76 @@ def remove_blocks(model: nn.Module, indices: Iterable[int]) -> None:
     if len(indices) == len(blocks):
         raise ValueError(f"all {len(blocks)} blocks would go; leave one at least")
     left = [i for i in range(len(blocks)) if i not in indices]
+    configs = _configs(model)
+    shorter = [_shorter(config, left) for config in configs]
+    if configs:
+        swapped = {id(config): new for config, new in zip(configs, shorter, strict=True)}
+        _check_config(model, left, copy.deepcopy(model.config, swapped))
     setattr(model.get_submodule(parent), attribute, nn.ModuleList(blocks[i] for i in left))
     for new, i in enumerate(left):
         for module in blocks[i].modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = new
-    for config in _configs(model):
-        config.num_hidden_layers = len(left)
-        for per_block in ("layer_types", "heads_per_layer"):
-            if getattr(config, per_block, None) is not None:
-                setattr(config, per_block, [getattr(config, per_block)[i] for i in left])
+            for name in NUMBERS:
+                if hasattr(module, name):
+                    setattr(module, name, new)
+    for config, new in zip(configs, shorter, strict=True):
+        vars(config).update(vars(new))
+
+
+def without_weights(kind: type[nn.Module], config: PretrainedConfig) -> nn.Module:
+    """Build a model as from_pretrained would, but without memory for its weights.
+
+    Args:
+        kind: the model's class.
+        config: it is not changed.
+
+    Returns:
+        The model, all its tensors on torch's "meta" device: they have shapes and no numbers.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return kind(copy.deepcopy(config))
 
 
 def _configs(model: nn.Module) -> list[PretrainedConfig]:
     """The configs that the model's parts hold: usually one object, held by all."""
     held = [getattr(module, "config", None) for module in model.modules()]
     return list({id(config): config for config in held if hasattr(config, "num_hidden_layers")}.values())
+
+
+def _shorter(config: PretrainedConfig, left: list[int]) -> PretrainedConfig:
+    """A copy of a config for the blocks that are left. Whatever lists something for each block is cut."""
+    new, blocks = copy.deepcopy(config), config.num_hidden_layers
+    for name, value in vars(config).items():
+        if name in LAYER_NUMBERS and value:
+            setattr(new, name, [left.index(i) for i in value if i in left])
+        elif name in LEADING_LAYERS and value:
+            setattr(new, name, sum(i < value for i in left))
+        elif isinstance(value, list | tuple) and len(value) == blocks and not name.endswith(NO_LAYERS):
+            setattr(new, name, type(value)(value[i] for i in left))
+    new.num_hidden_layers = len(left)
+    return new
+
+
+def _check_config(model: nn.Module, left: list[int], config: PretrainedConfig) -> None:
+    """Refuse when a model made from the shorter config has other blocks than those that are left.
+
+    Some configs have a rule instead of a list, such as "each fourth block is another one": then blocks cannot
+    be taken out of the middle. Both models are built without weights.
+    """
+    whole, short = (find_blocks(without_weights(type(model), each)) for each in (model.config, config))
+    for new, old in enumerate(left):
+        was, now = _settings(whole[old][1]), _settings(short[new][1])
+        if was != now:
+            name = min(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+            raise ValueError(f"{type(model).__name__} makes its blocks by a rule, which would give block "
+                             f"{old} another {name} once it is block {new}: take blocks off the end only")
+
+
+def _settings(block: nn.Module) -> dict[str, Any]:
+    """How a block is made: the plain attributes of its modules, without its number, and all shapes."""
+    found = {f"{name}.{key}".lstrip("."): value for name, module in block.named_modules()
+             for key, value in vars(module).items()
+             if isinstance(value, int | float | str | None) and key not in NUMBERS}
+    return found | {name: parameter.shape for name, parameter in block.named_parameters()}
 
 
 def _is_bert(model: nn.Module) -> bool:

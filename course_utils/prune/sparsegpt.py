@@ -135,6 +135,7 @@ def sparsegpt_model(
     damping: float = 0.01,
     batch_size: int = 4,
     progress: bool = True,
+    minimum_share: float = layerwise.MINIMUM_SHARE,
 ) -> list[LayerReport]:
     """Prune the linear layers of all blocks in place, block by block.
 
@@ -148,14 +149,16 @@ def sparsegpt_model(
         damping: as for `sparsegpt`.
         batch_size: rows of `tokens` that run together.
         progress: show a progress bar.
+        minimum_share: as for `layerwise.check_coverage`.
 
     Returns:
         A report of each layer.
 
     Raises:
         TypeError: as `layerwise.walk`.
-        ValueError: as `layerwise.walk` and, with the layer's name, as `sparsegpt`.
+        ValueError: as `layerwise.check_coverage`, `layerwise.walk` and, with the layer's name, `sparsegpt`.
     """
+    layerwise.check_coverage(model, minimum_share)
     reports: list[LayerReport] = []
 
     def edit(block: layerwise.Block) -> None:

@@ -141,29 +141,14 @@ def smoothing_scale(x_absmax: Tensor, w_absmax: Tensor, alpha: float = 0.5) -> T
     return (x_absmax**alpha / w_absmax ** (1 - alpha)).clamp(min=1e-5)
 
 
-def fold_into_norm(norm: nn.Module, linears: list[nn.Linear], scale: Tensor) -> None:
-    """Divide a norm's output by a factor and multiply the weights that read it: nothing else changes.
-
-    Args:
-        norm: weight [in] and perhaps a bias [in]; changed in place.
-        linears: its only readers (`layerwise.norm_readers`), weights [out, in]; changed in place.
-        scale: the factor of each channel, float [in].
-    """
-    with torch.no_grad():
-        norm.weight.div_(scale)
-        if getattr(norm, "bias", None) is not None:
-            norm.bias.div_(scale)
-        for linear in linears:
-            linear.weight.mul_(scale)
-
-
 def smooth(model: nn.Module, statistics: dict[str, AbsMax], alpha: float = 0.5) -> dict[str, Tensor]:
-    """Apply SmoothQuant to a Llama-style model in place: the model computes what it did before.
+    """Apply SmoothQuant to a model in place: the model computes what it did before.
 
-    Layers that read a norm (q, k, v; gate, up) are smoothed; o and down read no norm and stay as they are.
+    Layers that read a norm (in a Llama block q, k, v; gate, up) are smoothed; the others (o and down) stay as
+    they are.
 
     Args:
-        model: its norms must have no other readers.
+        model: its norms must be able to take a factor. That is tried on a short made-up text.
         statistics: AbsMax of each layer's input, from layerwise.collect_statistics(model, tokens, AbsMax).
         alpha: as for `smoothing_scale`, from 0 to 1.
 
@@ -171,18 +156,31 @@ def smooth(model: nn.Module, statistics: dict[str, AbsMax], alpha: float = 0.5) 
         The largest |activation| to expect at each layer's input afterwards, by full name: float [in].
 
     Raises:
-        ValueError: when alpha is not from 0 to 1, or when the model's norms have other readers.
+        ValueError: when alpha is not from 0 to 1, a norm cannot take a factor (`layerwise.norm_readers`), no
+            linear layer reads a norm, or a statistic is missing. The model is then as it was.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
     expected = {name: statistic.absmax for name, statistic in statistics.items()}
-    for block_name, block in layerwise.find_blocks(model):
-        for norm, linears in layerwise.norm_readers(block):
-            x_absmax = expected[f"{block_name}.{next(iter(linears))}"]
-            weights = torch.cat([linear.weight for linear in linears.values()])
-            scale = smoothing_scale(x_absmax, weights.detach().abs().amax(dim=0), alpha)
-            fold_into_norm(norm, list(linears.values()), scale)
-            expected.update({f"{block_name}.{name}": x_absmax / scale for name in linears})
+    pairs: list[tuple[nn.Module, dict[str, nn.Linear]]] = []
+
+    def find(block: layerwise.Block) -> bool:
+        pairs.extend((norm, {f"{block.name}.{name}": linear for name, linear in linears.items()})
+                     for norm, linears in layerwise.norm_readers(block))
+        return False  # nothing is changed yet
+
+    layerwise.walk(model, layerwise.short_text(model), find, progress=False)
+    if not pairs:
+        raise ValueError(f"no linear layer of {type(model).__name__} reads a norm: nothing can be smoothed")
+    for name in (name for _, linears in pairs for name in linears):
+        if name not in expected:
+            raise ValueError(f"there is no statistic of {name}: take them by layerwise.collect_statistics")
+    for norm, linears in pairs:
+        x_absmax = expected[next(iter(linears))]
+        weights = torch.cat([linear.weight for linear in linears.values()])
+        scale = smoothing_scale(x_absmax, weights.detach().abs().amax(dim=0), alpha)
+        layerwise.fold_scale(norm, list(linears.values()), scale)
+        expected.update({name: x_absmax / scale for name in linears})
     return expected
 
 
@@ -190,7 +188,10 @@ def smooth(model: nn.Module, statistics: dict[str, AbsMax], alpha: float = 0.5) 
 
 
 @contextmanager
-def linear_calls(model: nn.Module, call: Callable[[str, nn.Linear, Tensor], Tensor]) -> Iterator[None]:
+def linear_calls(
+    model: nn.Module, call: Callable[[str, nn.Linear, Tensor], Tensor],
+    minimum_share: float = layerwise.MINIMUM_SHARE,
+) -> Iterator[None]:
     """Let every linear layer of the model's blocks compute something else inside the `with` block.
 
         with linear_calls(model, lambda name, layer, x: llm_int8_linear(x, layer.weight, layer.bias)):
@@ -199,7 +200,13 @@ def linear_calls(model: nn.Module, call: Callable[[str, nn.Linear, Tensor], Tens
     Args:
         model: any model with blocks.
         call: call(full name, layer, x [..., in]) -> [..., out].
+        minimum_share: of the model's matrix weights, as for `layerwise.check_coverage`.
+
+    Raises:
+        ValueError: as `layerwise.check_coverage` and `layerwise.check_replaceable`.
     """
+    layerwise.check_coverage(model, minimum_share)
+    layerwise.check_replaceable(model)
     layers = layerwise.block_linears(model)
     try:
         for name, layer in layers.items():

@@ -21,6 +21,7 @@ import copy
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +29,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from course_utils.errors import named
 from course_utils.quantize.affine import Quantized, Scheme
+from course_utils.quantize.checkpoint.layers import half
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # output channel of each nibble, lowest first
 BITS, PER_WORD = 4, 8
@@ -98,7 +101,7 @@ def pack(quantized: Quantized) -> dict[str, Tensor]:
     return {
         "qweight": pack_words((quantized.q.T.int() + shift).contiguous()),
         "qzeros": pack_words(quantized.zero.T.int() + shift),
-        "scales": quantized.scale.T.to(torch.float16).contiguous(),
+        "scales": half(quantized.scale).T.contiguous(),
     }
 
 
@@ -114,13 +117,16 @@ def unpack(tensors: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Qu
 
     Raises:
         TypeError: when the words are no int32 matrix.
-        ValueError: when the tensors do not belong together.
+        ValueError: when a tensor is missing, or they do not belong together.
     """
+    missing = [part for part in ("qweight", "qzeros", "scales") if part not in tensors]
+    if missing:
+        raise ValueError(f"an AWQ layer has {missing[0]} too, and it is not here")
     q = unpack_words(tensors["qweight"]).T.contiguous()
     zero = unpack_words(tensors["qzeros"]).T.float()
     scale = tensors["scales"].T.float().contiguous()
     groups = scale.shape[1]
-    if scale.shape != zero.shape or scale.shape[0] != q.shape[0] or q.shape[1] % groups:
+    if scale.shape != zero.shape or scale.shape[0] != q.shape[0] or not groups or q.shape[1] % groups:
         raise ValueError(f"these tensors do not belong together: weight {list(q.shape)}, scales "
                          f"{list(scale.shape)}, zero points {list(zero.shape)}")
     scheme = Scheme(BITS, q.shape[1] // groups if groups > 1 else None, symmetric=False)
@@ -154,14 +160,18 @@ def save(
     schemes = {layer.scheme for layer in quantized.values()}
     if len(schemes) != 1:
         raise ValueError(f"a checkpoint has one scheme for all layers, got {len(schemes)}")
-    tensors = {f"{name}.{part}": tensor.contiguous() for name, layer in quantized.items()
-               for part, tensor in pack(layer).items()}
+    tensors = {}
+    for name, layer in quantized.items():
+        with named(name):
+            tensors |= {f"{name}.{part}": tensor.contiguous() for part, tensor in pack(layer).items()}
     for name, tensor in model.state_dict().items():
         tied = name == "lm_head.weight" and model.config.tie_word_embeddings
         if name.removesuffix(".weight") not in quantized and not tied:
             tensors[name] = (tensor.half() if tensor.is_floating_point() else tensor).contiguous()
     config = copy.deepcopy(model.config)
-    config.quantization_config = quantization_config(schemes.pop())
+    plain = [name for name, module in model.named_modules()
+             if isinstance(module, nn.Linear) and name not in quantized]
+    config.quantization_config = quantization_config(schemes.pop(), plain)
     config.dtype = torch.float16
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -177,14 +187,15 @@ def save(
     return folder
 
 
-def quantization_config(scheme: Scheme) -> dict:
+def quantization_config(scheme: Scheme, plain: Sequence[str] = ("lm_head",)) -> dict:
     """What stands in config.json, by which loaders decide how to read the tensors.
 
     Args:
         scheme: of all layers.
+        plain: names of the linear layers that are not quantized.
 
     Returns:
         What can be written as JSON.
     """
     return {"quant_method": "awq", "version": "gemm", "bits": scheme.bits, "group_size": scheme.group or -1,
-            "zero_point": True, "modules_to_not_convert": ["lm_head"]}
+            "zero_point": True, "modules_to_not_convert": list(plain)}

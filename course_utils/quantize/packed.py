@@ -210,7 +210,8 @@ class QuantLinear(nn.Module):
 
 
 def replace_linears(
-    model: nn.Module, scheme: Scheme, clip_search: bool = False, progress: bool = True
+    model: nn.Module, scheme: Scheme, clip_search: bool = False, progress: bool = True,
+    minimum_share: float = layerwise.MINIMUM_SHARE,
 ) -> dict[str, QuantLinear]:
     """Put a QuantLinear in place of every linear layer of the model's blocks.
 
@@ -221,21 +222,20 @@ def replace_linears(
         scheme: what to quantize to.
         clip_search: as for `affine.quantize`.
         progress: show a progress bar when it takes long.
+        minimum_share: of the model's matrix weights, as for `layerwise.check_coverage`.
 
     Returns:
         The new layers by full name.
 
     Raises:
         TypeError: as `affine.quantize`, with the layer's name.
-        ValueError: as `affine.quantize`, with the layer's name.
+        ValueError: as `affine.quantize`, with the layer's name, and as `layerwise.check_coverage` and
+            `layerwise.check_replaceable`.
     """
+    layerwise.check_coverage(model, minimum_share)
+    layerwise.check_weights(model, scheme)
+    layerwise.check_replaceable(model)
     linears = layerwise.block_linears(model)
-    for name, linear in linears.items():
-        try:
-            affine.check_weight(linear.weight)
-            affine.check_group(scheme, linear.in_features)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: {error}") from None
     packed = {}
     for name, linear in tqdm(linears.items(), "packing", leave=False, disable=not progress, delay=2):
         packed[name] = QuantLinear.from_linear(linear, scheme, clip_search)

@@ -6,10 +6,13 @@ A shared test walks these dictionaries; see tests/exercises/common.py for what i
 import torch
 import torch.nn.functional as F
 
+from course_utils import distill
+
 # --- kd_loss ----------------------------------------------------------------------------------------------
 
 
 def _with_kl_div(student, teacher, temperature):
+    distill.check_logits(student, teacher, temperature)
     log_student = F.log_softmax(student / temperature, dim=-1).flatten(0, -2)
     log_teacher = F.log_softmax(teacher.detach() / temperature, dim=-1).flatten(0, -2)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
@@ -17,6 +20,8 @@ def _with_kl_div(student, teacher, temperature):
 
 def _entropies(student, teacher, temperature):
     """Cross-entropy with the teacher's answers, less the teacher's entropy."""
+    if student.shape != teacher.shape:
+        raise ValueError("shapes")
     with torch.no_grad():
         target = torch.softmax(teacher / temperature, dim=-1)
         own = -torch.xlogy(target, target).sum(-1)
@@ -61,6 +66,7 @@ def _by_autograd(student_logits, teacher_logits, temperature):
 
 
 def _by_exponents(student_logits, teacher_logits, temperature):
+    distill.check_logits(student_logits, teacher_logits)
     s, t = (torch.exp(x / temperature - torch.logsumexp(x / temperature, 1, True))
             for x in (student_logits, teacher_logits))  # fmt: skip
     return (s - t).mul(temperature / student_logits.shape[0])

@@ -51,13 +51,36 @@ FAMILIES = {
         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}),
 }
 
+# Rarer kinds: a norm of 1 + weight with a bias, norms without a weight, dense blocks and then blocks with
+# experts, attention with a gate and linear attention, attention sinks, linear layers whose weights are read
+# (Mamba, RWKV), attention beside the MLP, norms after the sum.
+MORE_FAMILIES = {
+    "nemotron": ("nemotron", LLAMA),
+    "olmo": ("olmo", LLAMA),
+    "deepseek_v3": ("deepseek_v3", NEOX | {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+        "moe_intermediate_size": 32, "first_k_dense_replace": 2, "q_lora_rank": 32, "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}),
+    "qwen3_next": ("qwen3_next", LLAMA | {
+        "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 48, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 16}),
+    "gpt_oss": ("gpt_oss", LLAMA | {"head_dim": 16, "num_local_experts": 4, "sliding_window": WINDOW}),
+    "mamba": ("mamba", {"hidden_size": HIDDEN, "num_hidden_layers": BLOCKS, "state_size": 8,
+                        "time_step_rank": 16}),
+    "rwkv": ("rwkv", {"hidden_size": HIDDEN, "num_hidden_layers": BLOCKS, "attention_hidden_size": HIDDEN}),
+    "stablelm in parallel": ("stablelm", LLAMA | {"use_parallel_residual": True, "qk_layernorm": True}),
+    "opt, norms last": ("opt", FAMILIES["opt"][1] | {
+        "do_layer_norm_before": False, "word_embed_proj_dim": HIDDEN // 2}),
+}
+
 
 def tiny(family, **changes):
     """A fresh model of the family in eval mode, FP32, its weights drawn anew with seed 0.
 
     Norms and biases are drawn too: at their usual 1 and 0 a wrong fold would not be seen.
     """
-    name, settings = FAMILIES[family]
+    name, settings = (FAMILIES | MORE_FAMILIES)[family]
     config = AutoConfig.for_model(name, vocab_size=VOCABULARY, **ENDS, **(settings | changes))
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tests.families.models import FAMILIES, VOCABULARY, logits, off, tiny, tokens
+from tests.families.models import FAMILIES, MORE_FAMILIES, VOCABULARY, logits, off, tiny, tokens
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE_FAMILIES])
 def test_a_tiny_model_is_the_same_each_time_and_looks_at_its_text(family):
     model = tiny(family)
     found = logits(model)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from course_utils.prune.structured.layout import MLP, Attention, attentions, family_of
+from course_utils import measure
+from course_utils.prune.depth import without_weights
+from course_utils.prune.structured.gates import gated, gates_of
+from course_utils.prune.structured.layout import MLP, Attention, attentions, family_of, mlp_outputs
 from course_utils.prune.structured.slicing import keep_columns, keep_rows, slice_heads
-from course_utils.quantize.layerwise import find_blocks
+from course_utils.quantize.layerwise import find_blocks, short_text
 
 
 def keep_heads(model: nn.Module, kept: Sequence[Sequence[int]]) -> None:
@@ -25,17 +29,21 @@ def keep_heads(model: nn.Module, kept: Sequence[Sequence[int]]) -> None:
         kept: kept[i] lists the key-value heads that block i keeps.
 
     Raises:
-        ValueError: before anything is changed, for an index out of range or twice, a block without heads, or
-            numbers that the config cannot express.
+        ValueError: for an index out of range or twice, a block without heads, numbers that the config cannot
+            express, or a family whose blocks work in another way. The model is then as it was.
     """
     layout = attentions(model)
     kept = _checked(kept, [attention.kv_heads for attention in layout], "key-value head")
     if family_of(model) == "llama":
         _check_llama(model.config, [len(heads) * a.group for heads, a in zip(kept, layout, strict=True)])
     group = layout[0].group
-    for attention, heads in zip(layout, kept, strict=True):
-        _replace(attention, slice_heads(*attention.layers, heads, attention.head_dim))
-    _tell_config(model, [len(heads) * group for heads in kept], [len(heads) for heads in kept])
+
+    def cut() -> None:
+        for attention, heads in zip(layout, kept, strict=True):
+            _replace(attention, slice_heads(*attention.layers, heads, attention.head_dim))
+        _tell_config(model, [len(heads) * group for heads in kept], [len(heads) for heads in kept])
+
+    _proved(model, cut, [a.output for a in layout], gates_of(kept, [a.kv_heads for a in layout]))
 
 
 def keep_query_heads(model: nn.Module, kept: Sequence[Sequence[int]]) -> None:
@@ -49,7 +57,7 @@ def keep_query_heads(model: nn.Module, kept: Sequence[Sequence[int]]) -> None:
         kept: kept[i] lists the query heads that block i keeps.
 
     Raises:
-        ValueError: before anything is changed, for a broken pattern, and as `keep_heads` does.
+        ValueError: for a broken pattern, and as `keep_heads` does.
     """
     layout = attentions(model)
     kept = _checked(kept, [attention.heads for attention in layout], "query head")
@@ -61,11 +69,16 @@ def keep_query_heads(model: nn.Module, kept: Sequence[Sequence[int]]) -> None:
     if family_of(model) == "bert":
         raise ValueError("BERT has one key for each query head; use keep_heads")
     _check_llama(model.config, [len(heads) for heads in kept])
-    for attention, heads in zip(layout, kept, strict=True):
-        query, key, value, output = attention.layers
-        channels = [head * attention.head_dim + i for head in heads for i in range(attention.head_dim)]
-        _replace(attention, (keep_rows(query, channels), key, value, keep_columns(output, channels)))
-    _tell_config(model, [len(heads) for heads in kept], [attention.kv_heads for attention in layout])
+
+    def cut() -> None:
+        kv_heads = [attention.kv_heads for attention in layout]
+        for attention, heads in zip(layout, kept, strict=True):
+            query, key, value, output = attention.layers
+            channels = [head * attention.head_dim + i for head in heads for i in range(attention.head_dim)]
+            _replace(attention, (keep_rows(query, channels), key, value, keep_columns(output, channels)))
+        _tell_config(model, [len(heads) for heads in kept], kv_heads)
+
+    _proved(model, cut, [a.output for a in layout], gates_of(kept, [a.heads for a in layout]))
 
 
 def keep_neurons(model: nn.Module, kept: Sequence[Sequence[int]]) -> None:
@@ -80,16 +93,21 @@ def keep_neurons(model: nn.Module, kept: Sequence[Sequence[int]]) -> None:
         ValueError: as `keep_heads`.
     """
     rows, columns = MLP[family_of(model)]
-    blocks = [block for _, block in find_blocks(model)]
-    kept = _checked(kept, [block.get_submodule(columns).in_features for block in blocks], "neuron")
+    blocks, outputs = [block for _, block in find_blocks(model)], mlp_outputs(model)
+    totals = [output.in_features for output in outputs]
+    kept = _checked(kept, totals, "neuron")
     width = _same_number([len(neurons) for neurons in kept], "neurons (config.intermediate_size)")
-    for block, neurons in zip(blocks, kept, strict=True):
-        for name in rows:
-            block.set_submodule(name, keep_rows(block.get_submodule(name), neurons))
-        block.set_submodule(columns, keep_columns(block.get_submodule(columns), neurons))
-        if hasattr(block, "mlp") and hasattr(block.mlp, "intermediate_size"):
-            block.mlp.intermediate_size = width
-    model.config.intermediate_size = width
+
+    def cut() -> None:
+        for block, neurons in zip(blocks, kept, strict=True):
+            for name in rows:
+                block.set_submodule(name, keep_rows(block.get_submodule(name), neurons))
+            block.set_submodule(columns, keep_columns(block.get_submodule(columns), neurons))
+            if hasattr(block, "mlp") and hasattr(block.mlp, "intermediate_size"):
+                block.mlp.intermediate_size = width
+        model.config.intermediate_size = width
+
+    _proved(model, cut, outputs, gates_of(kept, totals))
 
 
 @contextmanager
@@ -105,13 +123,24 @@ def putting_back(model: nn.Module) -> Iterator[nn.Module]:
     Yields:
         The same model.
     """
+    put_back = _memory(model)
+    try:
+        yield model
+    finally:
+        put_back()
+
+
+# ---- checks and parts ------------------------------------------------------------------------------------
+
+
+def _memory(model: nn.Module) -> Callable[[], None]:
+    """Remember which layers stand where; the function that is returned puts them there again."""
     children = [(module, dict(module._modules)) for module in model.modules()]
     attributes = [(module, {name: value for name, value in vars(module).items() if isinstance(value, int)})
                   for module in model.modules()]
     config = dict(vars(model.config))
-    try:
-        yield model
-    finally:
+
+    def put_back() -> None:
         for module, modules in children:
             module._modules.clear()
             module._modules.update(modules)
@@ -120,8 +149,45 @@ def putting_back(model: nn.Module) -> Iterator[nn.Module]:
         vars(model.config).clear()
         vars(model.config).update(config)
 
+    return put_back
 
-# ---- checks and parts ------------------------------------------------------------------------------------
+
+def _proved(model: nn.Module, cut: Callable[[], None], outputs: Sequence[nn.Linear],
+            gates: Sequence[Tensor]) -> None:
+    """Cut; put everything back and raise a ValueError unless the smaller model is what it should be.
+
+    Families name their layers alike and still use them in other ways: a norm over all heads, a gate for each
+    one, a head size that the config cannot say. So the cut model must give, on a short text, what the whole
+    one gives when the same heads or neurons are silenced; and its config must build a model of its shapes.
+    """
+    kind, wanted, put_back = type(model).__name__, None, _memory(model)
+    try:
+        with gated(outputs, gates):
+            wanted = _answer(model)
+        cut()
+        found = _answer(model)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        put_back()
+        raise ValueError(f"{kind} does not run when it is cut like a Llama: "
+                         f"{str(error).strip().partition(chr(10))[0]}") from None
+    tolerance = 1e-3 if torch.finfo(found.dtype).bits >= 32 else 0.1
+    close = (found - wanted).float().square().mean().sqrt() <= tolerance * wanted.float().std()
+    reason = "" if close else "the cut changes more than the heads or neurons that go"
+    if close and getattr(model.config, "heads_per_layer", None) is None:
+        built = without_weights(type(model), model.config).state_dict()
+        reason = next((f"its config would build {name} as {list(built[name].shape)}, not {list(tensor.shape)}"
+                       for name, tensor in model.state_dict().items()
+                       if name in built and built[name].shape != tensor.shape), "")
+    if reason:
+        put_back()
+        raise ValueError(f"{kind} cannot be cut like a Llama: {reason}")
+
+
+def _answer(model: nn.Module) -> Tensor:
+    """What the model puts out for a short text: logits, or hidden states."""
+    ids = short_text(model).to(next(model.parameters()).device)
+    with measure.evaluating(model):
+        return model(input_ids=ids, **({} if family_of(model) == "bert" else {"use_cache": False}))[0]
 
 
 def _checked(kept: Sequence[Sequence[int]], totals: list[int], what: str) -> list[list[int]]:
@@ -175,6 +241,9 @@ def _tell_config(model: nn.Module, heads: list[int], kv_heads: list[int]) -> Non
             attention.module.all_head_size = query_heads * attention.head_dim
         else:
             attention.module.num_key_value_groups = query_heads // keys
+            for name, count in (("num_heads", query_heads), ("num_key_value_heads", keys)):
+                if hasattr(attention.module, name):
+                    setattr(attention.module, name, count)
     if family_of(model) == "bert":
         # BertConfig derives the head size as hidden_size / num_attention_heads: that number must stay.
         config.heads_per_layer = heads

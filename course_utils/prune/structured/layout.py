@@ -112,9 +112,10 @@ def family_of(model: nn.Module) -> str:
     Raises:
         ValueError: for architectures not known here.
     """
-    block = find_blocks(model)[0][1]
-    names = {name for name, _ in block.named_modules()}
+    blocks = [dict(block.named_modules()) for _, block in find_blocks(model)]
     for family, (_, layers) in ATTENTION.items():
-        if names.issuperset(layers) and names.issuperset((*MLP[family][0], MLP[family][1])):
+        names = (*layers, *MLP[family][0], MLP[family][1])
+        if all(isinstance(modules.get(name), nn.Linear) for modules in blocks for name in names):
             return family
-    raise ValueError(f"{type(block).__name__} is not built like a BERT or Llama block; give one of these")
+    kind = type(find_blocks(model)[0][1]).__name__
+    raise ValueError(f"{kind} is not built like a BERT or Llama block; give one of these")

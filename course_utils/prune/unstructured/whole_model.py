@@ -29,6 +29,7 @@ def prune_model(
     sparsity: Sparsity = 0.5,
     *,
     per: str = "layer",
+    minimum_share: float = layerwise.MINIMUM_SHARE,
 ) -> None:
     """Set the lowest-scored weights of the linear layers of all blocks to zero, in place.
 
@@ -40,10 +41,13 @@ def prune_model(
         sparsity: share of weights that go, or (n, m): n of each m neighbours stay.
         per: which weights compete: those of a "row", a "layer", or all of the "model" (then the scores must
             be 0 or more, and are computed three times instead of being kept).
+        minimum_share: as for `layerwise.check_coverage`.
 
     Raises:
-        ValueError: for arguments that do not fit.
+        ValueError: for arguments that do not fit, before anything is changed; as `layerwise.check_coverage`.
     """
+    layerwise.check_coverage(model, minimum_share)
+    layerwise.check_untied(model)
     linears = layerwise.block_linears(model)
     if per not in COMPETE:
         raise ValueError(f"per must be one of {', '.join(COMPETE)}, got {per!r}")
@@ -53,8 +57,10 @@ def prune_model(
         if per == "model":
             _prune_together(linears, score, sparsity)
             return
-        for name, linear in linears.items():
-            linear.weight.mul_(_named(name, mask_of, score(name, linear.weight), sparsity, per))
+        masks = [_named(name, mask_of, score(name, linear.weight), sparsity, per)
+                 for name, linear in linears.items()]
+        for linear, mask in zip(linears.values(), masks, strict=True):
+            linear.weight.mul_(mask)
 
 
 def wanda_model(
@@ -65,6 +71,7 @@ def wanda_model(
     per: str = "row",
     batch_size: int = 4,
     progress: bool = True,
+    minimum_share: float = layerwise.MINIMUM_SHARE,
 ) -> None:
     """Prune a model with Wanda in place, block by block: later blocks see what the pruned ones put out.
 
@@ -75,11 +82,13 @@ def wanda_model(
         per: as for `prune_model`, without "model"; the paper compares within a row.
         batch_size: rows of `tokens` that run together.
         progress: show a progress bar.
+        minimum_share: as for `layerwise.check_coverage`.
 
     Raises:
         TypeError: as `layerwise.walk`.
-        ValueError: as `layerwise.walk` and, with the layer's name, as `mask_of`.
+        ValueError: as `layerwise.check_coverage`, `layerwise.walk` and, with the layer's name, as `mask_of`.
     """
+    layerwise.check_coverage(model, minimum_share)
 
     def prune(name: str, linear: nn.Linear, inputs: InputNorm) -> Tensor:
         weight = linear.weight.detach()

@@ -14,7 +14,7 @@ stored with the same few bits: no column is kept in higher precision.
         quantize    round to nearest
 
 salient      the motivating experiment: 1 % of the channels in full precision
-scaling      importance, scale, fold; the search for the ratio
+scaling      importance, scale; the search for the ratio
 clipping     the search for the range of each group
 whole_model  where a block can be scaled; one block; all of them
 
@@ -34,12 +34,12 @@ from course_utils.quantize.awq.scaling import (
     ScaleSearch,
     awq_scale,
     channel_importance,
-    fold_scale,
     round_in_place,
     scaled_fake_quantize,
     search_scale,
 )
 from course_utils.quantize.awq.whole_model import Choice, Group, awq, awq_block, scaling_groups
+from course_utils.quantize.layerwise import fold_scale
 
 __all__ = [
     "RATIOS", "SHRINKS", "Choice", "Group", "ScaleSearch", "awq", "awq_block", "awq_scale",

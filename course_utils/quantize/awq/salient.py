@@ -53,6 +53,7 @@ def keep_salient(
     by: str = "activation",
     fraction: float = 0.01,
     seed: int = 0,
+    minimum_share: float = layerwise.MINIMUM_SHARE,
 ) -> None:
     """Round every block linear in place, with `fraction` of its input channels kept in full precision.
 
@@ -65,10 +66,18 @@ def keep_salient(
             largest norm) or "random" (seeded).
         fraction: share of the channels that is kept.
         seed: of the random choice.
+        minimum_share: of the model's matrix weights, as for `layerwise.check_coverage`.
 
     Raises:
-        ValueError: for another `by`, or a fraction that is not above 0 and at most 1.
+        TypeError: as `layerwise.check_weights`.
+        ValueError: for another `by`, a fraction that is not above 0 and at most 1, a layer without
+            importance; as `layerwise.check_weights` and `layerwise.check_coverage`.
     """
+    layerwise.check_coverage(model, minimum_share)
+    layerwise.check_weights(model, scheme)
+    absent = [name for name in layerwise.block_linears(model) if name not in importance]
+    if by == "activation" and absent:
+        raise ValueError(f"there is no importance of {absent[0]}: take it from awq.model_importance")
     generator = torch.Generator().manual_seed(seed)
     for name, linear in layerwise.block_linears(model).items():
         weight = linear.weight.detach()

@@ -45,25 +45,6 @@ def awq_scale(importance: Tensor, ratio: float) -> Tensor:
     return scale / (scale.max() * scale.min()).sqrt()
 
 
-@torch.no_grad()
-def fold_scale(previous: nn.Module, layers: list[nn.Linear], scale: Tensor) -> None:
-    """Move a factor for each channel from the output of `previous` into the `layers` that read it, in place.
-
-    What `previous` puts out becomes 1/scale of what it was, and the layers multiply it by scale again.
-
-    Args:
-        previous: nn.Linear or a norm, with weight [channels, in] or [channels] and perhaps a bias [channels].
-        layers: each with weight [out, channels]; their biases are added later and stay.
-        scale: float [channels].
-    """
-    rows = scale.reshape(-1, *[1] * (previous.weight.ndim - 1))
-    previous.weight.div_(rows)
-    if getattr(previous, "bias", None) is not None:
-        previous.bias.div_(scale)
-    for layer in layers:
-        layer.weight.mul_(scale)
-
-
 def scaled_fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
     """What a weight amounts to when its columns are scaled, rounded and scaled back.
 

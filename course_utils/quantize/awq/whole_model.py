@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from course_utils.quantize import affine, layerwise
 from course_utils.quantize.affine import Quantized, Scheme
 from course_utils.quantize.awq.clipping import clip, search_clip
-from course_utils.quantize.awq.scaling import RATIOS, ScaleSearch, fold_scale, search_scale
-from course_utils.quantize.layerwise import Block
+from course_utils.quantize.awq.scaling import RATIOS, ScaleSearch, search_scale
+from course_utils.quantize.layerwise import Block, fold_scale
 
 # ---- one block -------------------------------------------------------------------------------------------
 
@@ -46,12 +47,18 @@ def scaling_groups(block: nn.Module) -> list[Group]:
         The groups, in the order in which the block computes them.
 
     Raises:
-        ValueError: when the block is not of this kind.
+        ValueError: when the block's parts are called otherwise.
     """
-    (first, attention_in), (second, mlp_in) = layerwise.norm_readers(block)
+    linears, readers = layerwise.linears_of(block), layerwise.NORM_READERS
+    needed = {*itertools.chain(*readers.values()), "self_attn.o_proj", "mlp.down_proj"}
+    norms = [getattr(getattr(block, name, None), "weight", None) for name in readers]
+    if set(linears) != needed or any(weight is None for weight in norms):
+        raise ValueError(f"{type(block).__name__} is no Llama-style block: AWQ needs a norm before q, k, v, "
+                         "one before gate, up; then o, down; and no other linear layer")
     attention, mlp = block.self_attn, block.mlp
-    groups = [Group(first, attention_in, attention), Group(second, mlp_in, mlp),
-              Group(mlp.up_proj, {"mlp.down_proj": mlp.down_proj}, mlp.down_proj)]
+    groups = [Group(getattr(block, norm), {name: linears[name] for name in names}, inspected)
+              for (norm, names), inspected in zip(readers.items(), (attention, mlp), strict=True)]
+    groups.append(Group(mlp.up_proj, {"mlp.down_proj": mlp.down_proj}, mlp.down_proj))
     if attention.v_proj.out_features == attention.o_proj.in_features:
         groups.insert(1, Group(attention.v_proj, {"self_attn.o_proj": attention.o_proj}, attention.o_proj))
     return groups
@@ -95,9 +102,13 @@ def awq_block(block: Block, scheme: Scheme, use_clip: bool = True, ratios: Itera
         What was chosen for each group of layers.
 
     Raises:
-        ValueError: when the block is no Llama-style block, or an output is not finite.
+        ValueError: when the block is no Llama-style block, a scale does not fold away, or an output is not
+            finite.
     """
     groups = scaling_groups(block.module)
+    if not layerwise.folds(block, [(group.previous, list(group.layers.values())) for group in groups]):
+        raise ValueError(f"{block.name}: no scale folds away in a {type(block.module).__name__}; its norms "
+                         "do not multiply by their weights, or are read by more than q, k, v, gate and up")
     features = block.statistics
     samples = {name: feature.sample.inputs for name, feature in features.items()}
     attention_output = _attention_runner(block)
@@ -167,6 +178,7 @@ def awq(
     search_tokens: int = 256,
     progress: bool = True,
     keep: dict[str, Quantized] | None = None,
+    minimum_share: float = layerwise.MINIMUM_SHARE,
 ) -> list[Choice]:
     """Quantize the linear layers of all blocks of a Llama-style model in place, by AWQ.
 
@@ -182,12 +194,14 @@ def awq(
             attention), which bounds their time and memory.
         progress: show a progress bar.
         keep: a dict that receives the integers and scales of each layer by full name, for `awq_format.save`.
+        minimum_share: of the model's matrix weights, as for `layerwise.check_coverage`.
 
     Returns:
         What was chosen for each group of layers.
 
     Raises:
-        ValueError: for models whose norms cannot take the scale, and for arguments that do not fit.
+        ValueError: for models whose norms cannot take the scale, and for arguments that do not fit; as
+            `layerwise.check_coverage`.
         TypeError: when `tokens` is of another kind.
     """
     if search_tokens < 1:
@@ -198,6 +212,9 @@ def awq(
     ratios, choices = tuple(ratios), []
     if not all(0 <= ratio <= 1 for ratio in ratios):
         raise ValueError(f"ratios must lie between 0 and 1, got {ratios}")
+    layerwise.check_coverage(model, minimum_share)
+    for _, block in layerwise.find_blocks(model):
+        scaling_groups(block)
     length = tokens.shape[-1] if isinstance(tokens, Tensor) and tokens.ndim == 2 else 1
     layerwise.walk(
         model,

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from course_utils.errors import named
 from course_utils.quantize.affine import Scheme
 from course_utils.quantize.checkpoint.layers import PARTS, layer_from_tensors, layer_to_tensors
 from course_utils.quantize.checkpoint.words import check_format
@@ -63,7 +64,9 @@ def save(
         raise FileExistsError(f"{folder} exists: name another folder, or remove it first")
     tensors = _plain_tensors(model, weights)
     for name, weight in weights.items():
-        tensors |= {f"{name}.{part}": tensor for part, tensor in layer_to_tensors(weight, format).items()}
+        with named(name):
+            parts = layer_to_tensors(weight, format)
+        tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -154,20 +157,24 @@ def read(folder: str | Path) -> tuple[dict[str, GPTQWeight], dict[str, Tensor]]:
     """
     folder = Path(folder)
     settings = _settings(folder)
-    scheme = Scheme(settings["bits"], None if settings["group_size"] == -1 else settings["group_size"],
-                    symmetric=bool(settings.get("sym", True)))
+    group = None if settings["group_size"] == -1 else settings["group_size"]
+    with named(f"{folder}: quantization settings"):
+        scheme = Scheme(settings["bits"], group, symmetric=bool(settings.get("sym", True)))
     format = settings.get("checkpoint_format") or settings.get("format") or "gptq"
     tensors = _all_tensors(folder)
     names = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
     if not names:
         raise ValueError(f"{folder} holds no quantized layer (no tensor named *.qweight)")
+    # Without act-order the groups are neighbours, and some writers leave g_idx out.
+    needed = PARTS if settings.get("desc_act") else [part for part in PARTS if part != "g_idx"]
     weights = {}
     for name in names:
-        missing = [part for part in PARTS if f"{name}.{part}" not in tensors]
+        missing = [part for part in needed if f"{name}.{part}" not in tensors]
         if missing:
             raise ValueError(f"{folder}: layer {name} has no {missing[0]}")
-        weights[name] = layer_from_tensors({part: tensors.pop(f"{name}.{part}") for part in PARTS},
-                                           scheme, format)
+        parts = {part: tensors.pop(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in tensors}
+        with named(f"{folder}: layer {name}"):
+            weights[name] = layer_from_tensors(parts, scheme, format)
     return weights, tensors
 
 
@@ -184,53 +191,104 @@ def load(
         (model, tokenizer), the model in eval mode.
 
     Raises:
-        ValueError: as `read`, and when a tensor is missing.
+        ValueError: as `read`, and when a tensor is missing, or there is no place for one.
     """
     weights, tensors = read(folder)
     config = AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    missing, _ = model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    _check_names(folder, model, weights, tensors)
+    model.load_state_dict(tensors, strict=False)
     with torch.no_grad():  # one layer at a time: the whole model is never held twice
         for name, weight in weights.items():
             model.get_submodule(name).weight.copy_(weight.dequantize())
-    model.tie_weights()
-    given = {f"{name}.weight" for name in weights}
-    if config.tie_word_embeddings:
-        given.add("lm_head.weight")
-    absent = [name for name in missing if name not in given]
-    if absent:
-        raise ValueError(f"{folder} has no tensor {absent[0]}")
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
+def _check_names(
+    folder: Path, model: nn.Module, weights: dict[str, GPTQWeight], tensors: dict[str, Tensor]
+) -> None:
+    """Refuse a checkpoint that does not fill the model, tensor by tensor: ValueError."""
+    modules, state = dict(model.named_modules()), model.state_dict()
+    for name, weight in weights.items():
+        layer = modules.get(name)
+        if not isinstance(layer, nn.Linear) or layer.weight.shape != weight.q.shape:
+            raise ValueError(f"{folder}: {type(model).__name__} has no linear layer {name} "
+                             f"{list(weight.q.shape)} to put the quantized one into")
+    for name, tensor in tensors.items():
+        # AutoGPTQ writes a bias of zeros for each layer, and old files hold tables that are computed today.
+        spare = name.endswith(("inv_freq", "masked_bias", "attn.bias")) or not tensor.count_nonzero()
+        if name in state and state[name].shape != tensor.shape:
+            raise ValueError(f"{folder}: {name} is {list(tensor.shape)}, the model needs "
+                             f"{list(state[name].shape)}")
+        if name not in state and not spare:
+            raise ValueError(f"{folder}: {type(model).__name__} has no place for the tensor {name}")
+    given = {f"{name}.weight" for name in weights} | tensors.keys()
+    shared = {state[name].data_ptr() for name in given if name in state}  # tied weights: one name is enough
+    absent = [name for name, tensor in state.items() if name not in given and tensor.data_ptr() not in shared]
+    if absent:
+        raise ValueError(f"{folder} has no tensor {absent[0]}")
+
+
 def _settings(folder: Path) -> dict:
-    """The quantization settings of a folder. ValueError when it is no GPTQ checkpoint."""
-    try:
-        settings = json.loads((folder / "config.json").read_text())["quantization_config"]
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no config.json") from None
-    except KeyError:
-        try:
-            settings = json.loads((folder / "quantize_config.json").read_text())
-        except FileNotFoundError:
-            raise ValueError(f"{folder} is no GPTQ checkpoint: config.json does not say how") from None
+    """The quantization settings of a folder. ValueError when it is no GPTQ checkpoint known here."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no config.json")
+    settings = _read_json(file).get("quantization_config")
+    if settings is None:
+        file = folder / "quantize_config.json"
+        if not file.is_file():
+            raise ValueError(f"{folder} is no GPTQ checkpoint: config.json does not say how")
+        settings = _read_json(file)
     if settings.get("quant_method", "gptq") != "gptq":
         raise ValueError(f"{folder} was quantized by {settings['quant_method']!r}, not by gptq")
+    for key in ("bits", "group_size"):
+        if not isinstance(settings.get(key), int):
+            raise ValueError(f"{file} does not say {key} as a whole number")
+    if settings["bits"] not in (2, 3, 4, 8):
+        raise ValueError(f"{file} says {settings['bits']} bits; the format holds 2, 3, 4 or 8")
+    if settings.get("pack_dtype", "int32") != "int32":
+        raise ValueError(f"{file} packs into {settings['pack_dtype']}; only int32 can be read here")
+    if settings.get("dynamic"):
+        raise ValueError(f"{file} has settings for single layers (dynamic), which cannot be read here")
     return settings
 
 
 def _all_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of all *.safetensors files of a folder, by name. ValueError when one is damaged."""
+    """The tensors of a folder by name. ValueError when a file is damaged or missing.
+
+    Which *.safetensors files count: those that an index lists; else model.safetensors; else all (AutoGPTQ
+    names its one file otherwise).
+    """
     files = sorted(folder.glob("*.safetensors"))
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if indices:
+        files = [folder / name for name in sorted(set(_read_json(indices[0])["weight_map"].values()))]
+    elif folder / "model.safetensors" in files:
+        files = [folder / "model.safetensors"]
     if not files:
         raise ValueError(f"{folder} holds no *.safetensors file")
     tensors = {}
     for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file} is missing, and {indices[0].name} lists it")
         try:
             with safe_open(file, "pt") as opened:
                 tensors |= {name: opened.get_tensor(name) for name in opened.keys()}
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged: {error}") from None
     return tensors
+
+
+def _read_json(path: Path) -> dict:
+    """An object from a JSON file. ValueError when there is none in it."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content

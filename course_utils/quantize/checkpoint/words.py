@@ -73,7 +73,8 @@ def unpack_words(words: Tensor, bits: int) -> Tensor:
     """
     if bits == 4:
         return unpack_nibbles(words)
-    rows = words.T.contiguous().view(torch.uint8)
+    # `contiguous` would leave the strides of one row as they are, and `view` asks for plain ones.
+    rows = words.T.clone(memory_format=torch.contiguous_format).view(torch.uint8)
     return packed.unpack(rows, bits, len(words) * 32 // bits).T.contiguous()
 
 

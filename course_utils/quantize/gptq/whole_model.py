@@ -43,6 +43,7 @@ def quantize_model(
     batch_size: int = 4,
     progress: bool = True,
     keep: dict[str, GPTQWeight] | None = None,
+    minimum_share: float = layerwise.MINIMUM_SHARE,
 ) -> list[LayerReport]:
     """Quantize the linear layers of all blocks in place, block by block.
 
@@ -63,14 +64,16 @@ def quantize_model(
         batch_size: rows of `tokens` that run together.
         progress: show a progress bar.
         keep: a dict that receives the integers and scales of each layer by full name, for `checkpoint.save`.
+        minimum_share: of the model's matrix weights, as for `layerwise.check_coverage`.
 
     Returns:
         A report of each layer.
 
     Raises:
         TypeError: as `gptq` and `layerwise.walk`.
-        ValueError: as `gptq`, with the layer's name, and as `layerwise.walk`.
+        ValueError: as `gptq`, with the layer's name, and as `layerwise.walk` and `layerwise.check_coverage`.
     """
+    layerwise.check_coverage(model, minimum_share)
     reports: list[LayerReport] = []
 
     def quantize_group(block: layerwise.Block, names: list[str], hessian: Tensor) -> None:

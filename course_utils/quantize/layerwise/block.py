@@ -93,10 +93,10 @@ class Block:
         self.outputs.clear()
         for i, call in enumerate(self.calls):
             def add(name: str, x: Tensor, mask: Tensor | None = call.mask) -> None:
-                x = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]
-                watched[name].add(x.float())
+                x = x.reshape(-1, x.shape[-1])  # a mixture of experts hands on [batch * length, hidden]
+                watched[name].add((x if mask is None else x[mask.flatten()]).float())
 
-            with _watch({name: self.linears[name] for name in watched}, add):
+            with watch({name: self.linears[name] for name in watched}, add):
                 self.outputs.append(self.run(i))
         return {name: watched[group[0]] for group in groups for name in group}
 
@@ -105,6 +105,9 @@ class Block:
 
         Returns:
             The names of the layers in calling order, those that read one tensor together.
+
+        Raises:
+            ValueError: when a linear layer does not run, or more than once.
         """
         groups: list[tuple[Tensor, list[str]]] = []
 
@@ -115,14 +118,27 @@ class Block:
                     return
             groups.append((x, [name]))
 
-        with _watch(self.linears, note):
+        with watch(self.linears, note):
             self.run(0)
+        runs = [name for _, names in groups for name in names]
+        for name in self.linears:
+            if runs.count(name) != 1:
+                raise ValueError(f"{self.name}.{name} runs {runs.count(name)} times when its block runs "
+                                 "once, and statistics need it to run once")
         return [names for _, names in groups]
 
 
 @contextmanager
-def _watch(layers: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call see(name, input) whenever one of the layers runs."""
+def watch(layers: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call see(name, input) whenever one of the layers runs.
+
+    Args:
+        layers: modules by name.
+        see: gets the name and the first argument.
+
+    Yields:
+        Nothing.
+    """
     hooks = [layer.register_forward_pre_hook(lambda _, args, name=name: see(name, args[0]))
              for name, layer in layers.items()]
     try:

@@ -11,7 +11,7 @@ from course_utils.quantize import layerwise
 from course_utils.quantize.qat.layers import ConvertedLinear, FakeQuantLinear, Spec
 
 
-def prepare(model: nn.Module, spec: Spec) -> nn.Module:
+def prepare(model: nn.Module, spec: Spec, minimum_share: float = layerwise.MINIMUM_SHARE) -> nn.Module:
     """Put a FakeQuantLinear in place of each linear layer of the model's blocks.
 
     Without training, the model now computes what round-to-nearest post-training quantization gives.
@@ -19,17 +19,22 @@ def prepare(model: nn.Module, spec: Spec) -> nn.Module:
     Args:
         model: any model with blocks; changed in place.
         spec: what its layers are trained for.
+        minimum_share: of the model's matrix weights, as for `layerwise.check_coverage`.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: when the model is prepared already, or a weight cannot be quantized.
+        ValueError: when the model is prepared already, a weight cannot be quantized, or as
+            `layerwise.check_coverage`, `layerwise.check_untied` and `layerwise.check_replaceable`.
         TypeError: when a weight is no float.
     """
     linears = layerwise.block_linears(model)
     if any(isinstance(linear, FakeQuantLinear) for linear in linears.values()):
         raise ValueError("this model is prepared already: load it again, or prepare a copy made before")
+    layerwise.check_coverage(model, minimum_share)
+    layerwise.check_untied(model)
+    layerwise.check_replaceable(model)
     layers = {name: FakeQuantLinear(linear, spec) for name, linear in linears.items()}
     for name, layer in layers.items():
         model.set_submodule(name, layer)

@@ -127,7 +127,7 @@ def test_smooth_refuses():
     bert = BertModel(BertConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
                                 num_attention_heads=4)).eval()
     statistics = layerwise.collect_statistics(bert, TOKENS, AbsMax, progress=False)
-    with pytest.raises(ValueError, match="BertLayer is no Llama-style block"):
+    with pytest.raises(ValueError, match="no factor can move from this LayerNorm"):
         activations.smooth(bert, statistics)
     with pytest.raises(ValueError, match="alpha must be from 0"):
         activations.smooth(small_llama(), {}, alpha=1.5)

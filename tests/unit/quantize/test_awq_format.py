@@ -110,3 +110,22 @@ def test_words_that_cannot_be_packed():
     tensors = awq_format.pack(affine.quantize(weight, Scheme(4, 8)))
     with pytest.raises(ValueError, match="do not belong together"):
         awq_format.unpack(tensors | {"scales": tensors["scales"][:1]})
+
+
+def test_what_the_format_cannot_hold_or_read():
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
+    tensors = awq_format.pack(affine.quantize(weight, Scheme(4, 16)))
+    for part in ("qweight", "qzeros", "scales"):
+        with pytest.raises(ValueError, match=f"has {part} too"):
+            awq_format.unpack({name: tensor for name, tensor in tensors.items() if name != part})
+    with pytest.raises(ValueError, match="do not belong together"):
+        awq_format.unpack(tensors | {"scales": torch.zeros(0, 24)})
+    with pytest.raises(ValueError, match="stores FP16 scales"):
+        awq_format.pack(affine.quantize(weight, Scheme(4, 16, scale_dtype=torch.float32)))
+
+
+def test_one_word_of_output_channels():
+    quantized = affine.quantize(torch.randn(8, 32, generator=torch.Generator().manual_seed(0)), Scheme(4))
+    tensors = awq_format.pack(quantized)
+    assert tensors["qweight"].shape == (32, 1) and tensors["qzeros"].shape == (1, 1)
+    assert torch.equal(affine.dequantize(awq_format.unpack(tensors)), affine.dequantize(quantized))

@@ -238,6 +238,144 @@ def test_damaged_checkpoints_are_named(saved, tmp_path):
         checkpoint.read(tmp_path)
 
 
+def change(folder, tensors=None, **settings):
+    """Rewrite a saved folder: what stands in its settings (None: nothing), and its tensors by a function."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= settings
+    config["quantization_config"] = {key: value for key, value in config["quantization_config"].items()
+                                     if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    if tensors is not None:
+        save_file(tensors(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+
+
+def weights_of(folder):
+    return {name: weight.dequantize() for name, weight in checkpoint.read(folder)[0].items()}
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("written", checkpoint.FORMATS)
+@pytest.mark.parametrize("label", checkpoint.FORMATS)
+def test_symmetric_words_tell_their_version_whatever_the_label(tmp_path, tokenizer, bits, written, label):
+    model, keep, _ = quantized(Scheme(bits, 32))
+    folder = checkpoint.save(tmp_path / "saved", model, tokenizer, keep, format=written)
+    change(folder, checkpoint_format=label)
+    for name, weight in weights_of(folder).items():
+        assert torch.equal(weight, keep[name].dequantize())
+
+
+def test_symmetric_with_other_zero_points_is_refused(tmp_path, tokenizer):
+    model, keep, _ = quantized(Scheme(4, 32, symmetric=False))
+    folder = checkpoint.save(tmp_path / "saved", model, tokenizer, keep)
+    change(folder, sym=True)
+    with pytest.raises(ValueError, match=r"layer model.layers.0.*zero points that are not all 8.*sym: false"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("group", [32, None])
+def test_groups_without_g_idx(tmp_path, tokenizer, group):
+    model, keep, tokens = quantized(Scheme(4, group))
+    folder = checkpoint.save(tmp_path / "saved", model, tokenizer, keep)
+    change(folder, lambda tensors: {name: t for name, t in tensors.items() if not name.endswith("g_idx")})
+    again, _ = checkpoint.load(folder)
+    assert torch.equal(model(tokens).logits, again(tokens).logits)
+    change(folder, desc_act=True)
+    with pytest.raises(ValueError, match="has no g_idx"):
+        checkpoint.load(folder)
+    change(folder, desc_act=False, group_size=16)
+    with pytest.raises(ValueError, match="inputs in groups of 16 do not fit"):
+        checkpoint.load(folder)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_one_row_and_one_column_of_words(bits):
+    values = torch.randint(0, 2**bits, (32, 1), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(checkpoint.unpack_words(checkpoint.pack_words(values, bits), bits).long(), values)
+    words = torch.tensor([[0x76543210, 1, 2]], dtype=torch.int32)  # 3 bits: words of several rows only
+    if bits != 3:
+        expected = [[(word >> shift) & (2**bits - 1) for word in words[0].tolist()]
+                    for shift in range(0, 32, bits)]
+        assert checkpoint.unpack_words(words, bits).tolist() == expected
+
+
+def test_shards_and_files_that_do_not_belong(saved):
+    before = weights_of(saved)
+    tensors = load_file(saved / "model.safetensors")
+    save_file({"model.embed_tokens.weight": torch.zeros(1)}, saved / "adapter_model.safetensors")
+    assert weights_of(saved).keys() == before.keys() and checkpoint.load(saved)
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, part in shards.items():
+        save_file({name: tensors[name] for name in part}, saved / file)
+    (saved / "model.safetensors").unlink()
+    (saved / "model.safetensors.index.json").write_text(json.dumps(
+        {"weight_map": {name: file for file, part in shards.items() for name in part}}))
+    again = weights_of(saved)
+    assert all(torch.equal(again[name], weight) for name, weight in before.items()) and checkpoint.load(saved)
+    (saved / "b.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"b\.safetensors is missing, and model.safetensors.index.json"):
+        checkpoint.load(saved)
+
+
+@pytest.mark.parametrize(("settings", "match"), [
+    ({"bits": None}, "does not say bits"), ({"bits": "4"}, "does not say bits"), ({"bits": 5}, "5 bits"),
+    ({"group_size": None}, "does not say group_size"), ({"group_size": 0}, "group"),
+    ({"pack_dtype": "int64"}, "packs into int64"), ({"dynamic": {"+:mlp": {"bits": 8}}}, "dynamic"),
+    ({"checkpoint_format": "marlin"}, "'marlin'"), ({"bits": 8}, "shapes that do not fit"),
+])  # fmt: skip
+def test_settings_that_cannot_be_read(saved, settings, match):
+    change(saved, **settings)
+    with pytest.raises(ValueError, match=match) as caught:
+        checkpoint.load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def rename(old, new):
+    return lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(("tensors", "match"), [
+    (rename("1.mlp.up_proj", "1.mlp.other"), "has no linear layer model.layers.1.mlp.other"),
+    (rename("model.norm", "model.other"), "has no place for the tensor model.other"),
+    (lambda tensors: {name: t for name, t in tensors.items() if name != "model.norm.weight"},
+     "has no tensor model.norm"),
+    (lambda tensors: tensors | {"model.norm.weight": torch.ones(3)}, r"model.norm.weight is \[3\]"),
+    (lambda tensors: tensors | {"model.layers.0.mlp.up_proj.qweight": torch.ones(8, 128)},
+     "up_proj: qweight is torch.float32"),
+    (lambda tensors: tensors | {"model.layers.0.mlp.up_proj.scales": torch.ones(2, 64)}, "do not fit"),
+    (lambda tensors: tensors | {"model.layers.0.mlp.up_proj.bias": torch.ones(128)}, "has no place for"),
+])  # fmt: skip
+def test_tensors_that_do_not_fill_the_model(saved, tensors, match):
+    change(saved, tensors)
+    with pytest.raises(ValueError, match=match) as caught:
+        checkpoint.load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_other_writers_leave_in_a_file(saved):
+    """AutoGPTQ adds a bias of zeros to each layer; scales may come in FP32; old files hold inv_freq."""
+    before, _ = checkpoint.load(saved)
+    change(saved, lambda tensors: {name: t.float() if name.endswith("scales") else t
+                                   for name, t in tensors.items()} | {
+        "model.layers.0.mlp.up_proj.bias": torch.zeros(128),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+    again, _ = checkpoint.load(saved)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), again.parameters(), strict=True))
+
+
+def test_scales_that_are_no_fp16_numbers_are_not_written(tmp_path, tokenizer):
+    model, keep, _ = quantized(Scheme(4, 32, scale_dtype=torch.float32))
+    with pytest.raises(ValueError, match="q_proj: the format stores FP16 scales"):
+        checkpoint.save(tmp_path / "saved", model, tokenizer, keep)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_broken_json_is_named(saved):
+    (saved / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is no JSON"):
+        checkpoint.load(saved)
+
+
 def test_other_kinds_of_checkpoint_are_refused(saved):
     config = json.loads((saved / "config.json").read_text())
     config["quantization_config"]["quant_method"] = "awq"

@@ -201,11 +201,81 @@ def test_round_to_nearest_leaves_the_embedding_alone():
 
 
 def test_norm_readers():
-    pairs = layerwise.norm_readers(llama().model.layers[0])
-    assert [sorted(names) for _, names in pairs] == [
-        ["self_attn.k_proj", "self_attn.q_proj", "self_attn.v_proj"], ["mlp.gate_proj", "mlp.up_proj"]]
-    with pytest.raises(ValueError, match="BertLayer is no Llama-style block"):
-        layerwise.norm_readers(bert().bert.encoder.layer[0])
+    found = {}
+
+    def look(block):
+        found[block.name] = [(norm, set(readers)) for norm, readers in layerwise.norm_readers(block)]
+        return False
+
+    model = llama()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    layerwise.walk(model, text(), look, progress=False)
+    for name, block in layerwise.find_blocks(model):
+        assert found[name] == [(getattr(block, norm), set(readers))
+                               for norm, readers in layerwise.NORM_READERS.items()]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="LayerNorm into intermediate.dense; something else reads it too"):
+        layerwise.walk(bert(), text(), look, progress=False)
+
+
+def test_what_a_walk_cannot_feed_is_refused():
+    class Skips(nn.Module):
+        """Feeds each block with the output of the one before it and something else."""
+
+        def __init__(self, way):
+            super().__init__()
+            self.embed, self.way = nn.Embedding(97, 8), way
+            self.blocks = nn.ModuleList(Adds() for _ in range(2))
+            self.config = LlamaConfig()
+
+        def forward(self, input_ids):
+            first = self.blocks[0](self.embed(input_ids), None)
+            if self.way == "adds":
+                return self.blocks[1](first + 1, None)
+            if self.way == "twice":
+                return self.blocks[1](self.blocks[0](first, None), None)
+            return self.blocks[1](first, first)
+
+    class Adds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, hidden_states, other):
+            return self.linear(hidden_states) + (0 if other is None else other)
+
+    for way, match in (("adds", "do not run once each"), ("twice", "do not run once each"),
+                       ("argument", "called with what blocks before it computed")):
+        model = Skips(way)
+        with pytest.raises(ValueError, match=match):
+            layerwise.collect_statistics(model, text(), AbsMax, progress=False)
+        assert "forward" not in model.blocks[0].__dict__ and not model.blocks[0]._forward_pre_hooks
+
+
+def test_a_layer_that_does_not_run_is_named():
+    model = llama()
+    model.model.layers[0].mlp.spare = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"layers.0.mlp.spare runs 0 times"):
+        layerwise.collect_statistics(model, text(), AbsMax, progress=False)
+
+
+def test_coverage():
+    assert layerwise.coverage(llama()) == layerwise.check_coverage(llama()) == 1
+    model = llama()
+    with torch.no_grad():  # as many numbers again in a parameter of three dimensions
+        size = sum(linear.weight.numel() for linear in layerwise.block_linears(model).values())
+        model.model.layers[0].mlp.experts = nn.Parameter(torch.zeros(2, 4, size // 8))
+    assert layerwise.coverage(model) == 0.5
+    with pytest.raises(ValueError, match=r"hold 50% .* as model.layers.0.mlp.experts.*minimum_share=0.5"):
+        layerwise.round_to_nearest(model, affine.Scheme(4))
+    assert layerwise.coverage(bert()) > layerwise.MINIMUM_SHARE  # a pooler is left out
+
+
+def test_experts_in_a_list_are_no_blocks():
+    model = llama()
+    for block in model.model.layers:
+        block.mlp.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(9))
+    assert [name for name, _ in layerwise.find_blocks(model)] == [f"model.layers.{i}" for i in range(3)]
 
 
 def test_wrong_input():
