@@ -273,6 +273,9 @@ def _cross_entropy(model: nn.Module, batch: dict[str, Tensor], labels: Tensor) -
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[int]]:
+    if tokenizer.pad_token is None:
+        raise ValueError("the tokenizer has no padding token: set tokenizer.pad_token and the model's "
+                         "config.pad_token_id")
     return tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
 
 

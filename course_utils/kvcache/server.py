@@ -12,6 +12,7 @@ from course_utils.costs import attention_window
 from course_utils.kvcache.block_tables import check_count
 from course_utils.kvcache.paged import KVPool, PagedCache
 from course_utils.kvcache.scheduler import Request, Scheduler
+from course_utils.quantize.layerwise import short_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,7 +141,8 @@ def check_model(model: PreTrainedModel) -> None:
         ValueError: it keeps no plain keys and values, or its logits differ.
     """
     pool = KVPool(model.config, 3, 4, model.dtype, model.device)
-    texts = [[3, 4, 5, 6, 7, 8], [9, 10]]
+    ids = short_text(model)[0].tolist()
+    texts = [ids[:6], ids[6:8]]
     with measure.evaluating(model):
         try:
             for name, text in enumerate(texts):

@@ -10,7 +10,7 @@ All start from `states.check`. The sums are done in float32, the result has the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ def task_arithmetic(base: State, tasks: Sequence[Task], scale: float = 1.0) -> d
         A new state dict.
 
     Raises:
-        TypeError: the scale is no number, or the base no state dict.
+        TypeError: the scale is no number, the base no state dict, or a task no dict of tensors.
         ValueError: the scale is not finite, there is no task, or a task does not fit the base.
     """
     return _add_to(base, tasks, scale, lambda deltas: deltas.sum(dim=0))
@@ -204,7 +204,7 @@ def ties(base: State, tasks: Sequence[Task], density: float = 0.2, scale: float 
         A new state dict.
 
     Raises:
-        TypeError: density or scale is no number, or the base no state dict.
+        TypeError: density or scale is no number, the base no state dict, or a task no dict of tensors.
         ValueError: density or scale is out of range, there is no task, or a task does not fit the base.
     """
     _check_number("density", density)
@@ -253,7 +253,7 @@ def dare(base: State, tasks: Sequence[Task], drop: float = 0.9, scale: float = 1
         A new state dict.
 
     Raises:
-        TypeError: drop or scale is no number, or the base no state dict.
+        TypeError: drop or scale is no number, the base no state dict, or a task no dict of tensors.
         ValueError: drop or scale is out of range, there is no task, or a task does not fit the base.
     """
     _check_number("drop", drop)
@@ -299,6 +299,8 @@ def _check_tasks(base: State, tasks: Sequence[Task]) -> None:
         raise ValueError("no task vectors to add; make one with task_vector(finetuned, base)")
     expected = {name: tensor for name, tensor in base.items() if tensor.is_floating_point()}
     for number, task in enumerate(tasks, 1):
+        if not isinstance(task, Mapping) or not all(isinstance(delta, Tensor) for delta in task.values()):
+            raise TypeError(f"task vector {number} must be a dict of names and tensors, as task_vector makes")
         if task.keys() != expected.keys():
             name = min(task.keys() ^ expected.keys())
             raise ValueError(f"task vector {number} does not fit the base: {name} is only in one of them")
@@ -306,3 +308,9 @@ def _check_tasks(base: State, tasks: Sequence[Task]) -> None:
             if delta.shape != expected[name].shape:
                 raise ValueError(f"{name} has shape {list(delta.shape)} in task vector {number} and "
                                  f"{list(expected[name].shape)} in the base")
+            if delta.device != expected[name].device or not delta.is_floating_point():
+                raise ValueError(f"{name} is {delta.dtype} on {delta.device} in task vector {number}; it "
+                                 f"must be a float on {expected[name].device}, as the base is")
+            if not torch.isfinite(delta).all():
+                raise ValueError(f"{name} of task vector {number} has NaN or infinity; a merge would "
+                                 "spread it")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from course_utils import measure
+from course_utils.costs import ATTENTION_LAYERS
 from course_utils.quantize.layerwise import find_blocks
 
 # What configs call other things than a list with an entry for each block:
@@ -116,6 +117,7 @@ def remove_blocks(model: nn.Module, indices: Iterable[int]) -> None:
     if configs:
         swapped = {id(config): new for config, new in zip(configs, shorter, strict=True)}
         _check_config(model, left, copy.deepcopy(model.config, swapped))
+    _check_attention(configs, shorter)
     setattr(model.get_submodule(parent), attribute, nn.ModuleList(blocks[i] for i in left))
     for new, i in enumerate(left):
         for module in blocks[i].modules():
@@ -173,6 +175,15 @@ def _check_config(model: nn.Module, left: list[int], config: PretrainedConfig) -
             name = min(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
             raise ValueError(f"{type(model).__name__} makes its blocks by a rule, which would give block "
                              f"{old} another {name} once it is block {new}: take blocks off the end only")
+
+
+def _check_attention(configs: list[PretrainedConfig], shorter: list[PretrainedConfig]) -> None:
+    """Refuse to take out all blocks with attention where there are others: a cache counts tokens by them."""
+    for before, after in zip(configs, shorter, strict=True):
+        was, now = (set(getattr(config, "layer_types", None) or ()) for config in (before, after))
+        if was & ATTENTION_LAYERS and not now & ATTENTION_LAYERS:
+            raise ValueError(f"only blocks of {', '.join(sorted(now))} would be left: a cache counts its "
+                             "tokens by blocks with full or sliding attention, so leave one")
 
 
 def _settings(block: nn.Module) -> dict[str, Any]:

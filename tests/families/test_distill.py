@@ -38,15 +38,9 @@ def heal(model, folder):
             parameter.mul_(0.9)
     student, target = (F.log_softmax(logits(each, tokens()[:1]), dim=-1) for each in (learner, model))
     wanted = F.kl_div(student, target, log_target=True, reduction="none").sum(-1).mean()
-    run = distill.heal(learner, model, tokens()[:1], steps=8, lr=1e-3)
+    run = distill.heal(learner, model, tokens()[:1], steps=8, lr=1e-4)
     assert run.losses[0] == pytest.approx(wanted.item(), rel=1e-3) and run.losses[-1] < run.losses[0]
     assert equal(model, teacher) and all(p.grad is None for p in learner.parameters())
-
-
-def heal_another_vocabulary(model, folder):
-    distill.heal(model, copy.deepcopy(model).float(), tokens(), steps=1)
-    family = next(name for name in ALL if type(tiny(name)) is type(model))
-    distill.heal(model, tiny(family, vocab_size=VOCABULARY + 2), tokens(), steps=1)
 
 
 def merged(model, folder):
@@ -71,7 +65,8 @@ def perplexity(model, folder):
 
 
 FUNCTIONS = [student, heal, merged, perplexity]
-REFUSED = {}
+REFUSED = {("student", "gpt2"): "weights are in Conv1D layers",
+           ("student", "rwkv"): "makes its blocks by a rule"}
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -81,6 +76,38 @@ def test_exact_or_refused(function, family):
     expected = REFUSED.get((function.__name__, family))
     assert (reason is None) == (expected is None), reason
     assert expected is None or re.search(expected, reason)
+
+
+def short(model):
+    return model.half()
+
+
+def brain(model):
+    return model.bfloat16()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
+@pytest.mark.parametrize("change, teacher, temperature, match", [
+    (short, {}, 1.0, "float16 cannot be trained with AdamW: call student.float"),
+    (brain, {}, 1.0, "bfloat16 cannot be trained with AdamW"),
+    (None, {"vocab_size": VOCABULARY + 2}, 1.0, "both need the same rows and the same classes"),
+    (None, {}, 0.0, "the temperature must be a finite number above 0, not 0.0")])
+def test_what_cannot_be_healed_stays_as_it_is(family, change, teacher, temperature, match):
+    learner = tiny(family).train()
+    learner = change(learner) if change else learner
+    before = copy.deepcopy(learner)
+    with pytest.raises(ValueError, match=match) as error:
+        distill.heal(learner, tiny(family, **teacher), tokens(), steps=2, temperature=temperature)
+    assert equal(learner, before) and learner.training and "\n" not in str(error.value)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step():
+    learner, teacher = tiny("llama"), tiny("llama")
+    with torch.no_grad():
+        teacher.lm_head.weight[0] = float("nan")
+    with pytest.raises(RuntimeError, match="the loss became nan at step 1"):
+        distill.heal(learner, teacher, tokens(), steps=2)
+    assert equal(learner, tiny("llama"))
 
 
 if __name__ == "__main__":

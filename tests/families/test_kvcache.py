@@ -21,14 +21,14 @@ from course_utils.kvcache.layers import (
 from course_utils.kvcache.paged import KVPool, PagedCache
 from course_utils.kvcache.quantized import QuantizedLayer
 from course_utils.kvcache.server import Server
-from tests.families.models import WINDOW, logits, tokens
+from tests.families.models import WINDOW, logits, tiny, tokens
 from tests.families.walking import ALL, EXACT, attempt, print_table
 
 
-def continued(model, ids, new_tokens=6):
+def continued(model, ids, new_tokens=6, **arguments):
     """The text with its continuation by transformers' own generate."""
     return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens,
-                          do_sample=False, eos_token_id=None, pad_token_id=0)
+                          do_sample=False, eos_token_id=None, pad_token_id=0, **arguments)
 
 
 def read_and_continue(model, make):
@@ -52,7 +52,7 @@ def shape(model, folder=None):
 
 
 def without_cache(model, folder=None):
-    assert torch.equal(decoding.greedy(model, tokens(), 6), continued(model, tokens()))
+    assert torch.equal(decoding.greedy(model, tokens(), 6), continued(model, tokens(), use_cache=False))
 
 
 def dynamic(model, folder=None):
@@ -138,7 +138,15 @@ FUNCTIONS = [shape, without_cache, dynamic, static, quantized, window, window_an
 
 # ---- what is refused, and why; everything else is exact ----------------------------------------------------
 
-REFUSED = {}
+WINDOWS = ("mistral", "qwen2 with a window", "gemma2", "gemma3", "gpt_oss")
+REFUSED = {("window_and_sinks", family): "window of 8 tokens of its own" for family in WINDOWS}
+REFUSED |= {("server", family): "look back 8 tokens only" for family in WINDOWS}
+REFUSED |= {("window", "bloom"): "ALiBi", ("window_and_sinks", "bloom"): "ALiBi",
+            ("server", "bloom"): "cannot read from paged memory"}
+REFUSED |= {(function.__name__, family): reason for function in FUNCTIONS if function is not without_cache
+            for family, reason in (("deepseek_v3", "compressed, of different widths"),
+                                   ("qwen3_next", "another kind, linear_attention"),
+                                   ("mamba", "no attention heads"), ("rwkv", "no attention heads"))}
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -148,6 +156,55 @@ def test_exact_or_refused(function, family):
     expected = REFUSED.get((function.__name__, family))
     assert (reason is None) == (expected is None), reason
     assert expected is None or re.search(expected, reason)
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_a_server_serves_what_fits_the_window(family):
+    model, prompt = tiny(family), tokens()[0, : WINDOW - 3].tolist()
+    serve = Server(model, n_blocks=8, block_size=4)
+    serve.submit("fits", prompt, 3)
+    assert serve.run()["fits"] == continued(model, torch.tensor([prompt]), 3)[0, len(prompt) :].tolist()
+    with pytest.raises(ValueError, match="look back 8 tokens only"):
+        Server(model, n_blocks=8, block_size=4, prefix=tokens()[0, : WINDOW + 1].tolist())
+
+
+@pytest.mark.parametrize("kind, changes, shape", [
+    ("falcon", {"multi_query": False}, (4, 4, 16)),
+    ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, (4, 4, 16)),
+    ("falcon", {"alibi": True}, (4, 1, 16)), ("llama", {"head_dim": 24}, (4, 2, 24))])
+def test_what_is_kept_where_configs_differ(kind, changes, shape):
+    model = tiny(kind, **changes)
+    assert costs.kv_shape(model.config) == shape
+    cache = model(tokens(), past_key_values=DynamicCache(), use_cache=True).past_key_values
+    assert cache.layers[0].keys.shape == (2, shape[1], tokens().shape[1], shape[2])
+
+
+def test_alibi_of_falcon_is_refused_too():
+    model = tiny("falcon", alibi=True)
+    with pytest.raises(ValueError, match="ALiBi"):
+        make_cache(model.config, SlidingWindowLayer, window=4)
+
+
+def test_a_prefix_is_kept_whole_or_not_at_all():
+    model = tiny("mistral")
+    store, ids = prefix.PrefixStore(model.config), tokens()[0]
+    trimmed = DynamicCache(config=model.config)
+    model(ids[None], past_key_values=trimmed)
+    static = make_cache(model.config, StaticLayer, max_tokens=40)
+    model(ids[None, :4], past_key_values=static)
+    for cache in (trimmed, static):
+        with pytest.raises(ValueError, match="must hold all tokens"):
+            store.save(ids[:6], cache)
+    assert not store.prompts
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_a_text_longer_than_the_models_positions_is_refused(family):
+    model = tiny(family)
+    with pytest.raises(ValueError, match="130 tokens, the model was made for 128"):
+        decoding.greedy(model, tokens(), 106)
+    with pytest.raises(ValueError, match="130 tokens, the model was made for 128"):
+        decoding.read(model, tokens(1, 130), make_cache(model.config, DynamicLayer))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from course_utils.prune import depth, sparsegpt, structured, unstructured
-from tests.families.models import BLOCKS, logits, off, tokens
+from tests.families.models import BLOCKS, logits, off, tiny, tokens
 from tests.families.walking import ALL, EXACT, attempt, equal, print_table
 
 
@@ -45,7 +45,7 @@ def inputs(model, layers):
     """What goes into layers in a plain forward pass, [tokens, in] each."""
     seen = {}
     hooks = [layer.register_forward_pre_hook(
-        lambda _, args, layer=layer: seen.setdefault(layer, args[0].flatten(0, -2))) for layer in layers]
+        lambda layer, args: seen.update({layer: args[0].flatten(0, -2)})) for layer in layers]
     model(tokens(), use_cache=False)
     for hook in hooks:
         hook.remove()
@@ -78,16 +78,17 @@ remove_first_and_third.__name__, remove_last.__name__ = "remove_first_and_third"
 
 def influences(model, folder):
     found = depth.influences(model, tokens())
-    states, outs = [], []
-    hooks = [block.register_forward_hook(lambda _, args, kwargs, output: (
-        states.append(args[0] if args else kwargs["hidden_states"]),
-        outs.append(output[0] if isinstance(output, tuple) else output)), with_kwargs=True)
-        for block in blocks(model)]
+    expected = []
+
+    def watch(_, args, kwargs, output):
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        expected.append(1 - torch.cosine_similarity(before, after, dim=-1).mean().item())
+
+    hooks = [block.register_forward_hook(watch, with_kwargs=True) for block in blocks(model)]
     logits(model)
     for hook in hooks:
         hook.remove()
-    expected = [1 - torch.cosine_similarity(a, b, dim=-1).mean().item()
-                for a, b in zip(states, outs, strict=True)]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
 
 
@@ -120,10 +121,10 @@ def sparse_gpt(model, folder):
     before = copy.deepcopy(model)
     reports = sparsegpt.sparsegpt_model(model, tokens(), 0.5, progress=False)
     assert {report.name for report in reports} == linears(before).keys()
-    first = [name for name in linears(before) if f".{0}." in name][0]
+    first = next(iter(linears(before)))
     (x,) = inputs(before, [before.get_submodule(first)])
     was, now = (m.get_submodule(first).weight for m in (before, model))
-    error = ((x @ (now - was).T).square().sum() / (x @ was.T).square().sum()).item()
+    error = (x @ (now - was).T).square().sum(dim=1).mean().item()
     assert {r.name: r for r in reports}[first].sparsegpt_error == pytest.approx(error, rel=1e-2)
     for layer in linears(model).values():
         assert (layer.weight == 0).float().mean().item() == pytest.approx(0.5, abs=0.01)
@@ -180,7 +181,21 @@ FUNCTIONS = [influences, remove_first_and_third, remove_last, magnitude, wanda, 
 
 # ---- what is refused, and why; everything else is exact ----------------------------------------------------
 
-REFUSED = {}
+STRUCTURED, SPARSE = (key_value_heads, query_heads, neurons), (magnitude, wanda, sparse_gpt)
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "qwen3_next", "gpt_oss")
+REFUSED = {(function.__name__, family): "is not built like a BERT or Llama block" for function in STRUCTURED
+           for family in (*MIXTURES, "phi", "phi3", "starcoder2", "gptj", "gpt_neox", "opt", "bloom",
+                          "falcon", "nemotron", "mamba", "rwkv", "opt, norms last")}
+REFUSED |= {(function.__name__, "gpt2"): "weights are in Conv1D layers" for function in FUNCTIONS}
+REFUSED |= {(function.__name__, family): "hold [0-9]+% of its matrix weights" for function in SPARSE
+            for family in MIXTURES}
+REFUSED |= {(function, family): reason for function in ("key_value_heads", "query_heads")
+            for family, reason in (("olmo2", "does not run when it is cut"),
+                                   ("stablelm", "its config would build"),
+                                   ("stablelm in parallel", "the cut changes more than"))}
+REFUSED |= {("wanda", "mamba"): "runs 0 times", ("sparse_gpt", "mamba"): "runs 0 times",
+            ("remove_first_and_third", "rwkv"): "makes its blocks by a rule",
+            ("remove_last", "qwen3_next"): "only blocks of linear_attention would be left"}
 
 
 @pytest.mark.parametrize("family", ALL)
@@ -190,6 +205,54 @@ def test_exact_or_refused(function, family, tmp_path):
     expected = REFUSED.get((function.__name__, family))
     assert (reason is None) == (expected is None), reason
     assert expected is None or re.search(expected, reason)
+
+
+@pytest.mark.parametrize("function", [
+    lambda model, share: unstructured.prune_model(
+        model, lambda _, weight: unstructured.magnitude_score(weight), 0.5, minimum_share=share),
+    lambda model, share: unstructured.wanda_model(model, tokens(), 0.5, progress=False, minimum_share=share),
+    lambda model, share: sparsegpt.sparsegpt_model(model, tokens(), 0.5, progress=False, minimum_share=share),
+], ids=["magnitude", "wanda", "sparse_gpt"])
+def test_a_part_of_a_mixture_of_experts_on_demand(function, capsys):
+    """It says how little that is."""
+    model = tiny("mixtral")
+    function(model, 0.1)
+    assert "hold 14% of its matrix weights" in capsys.readouterr().out
+    assert unstructured.share_of_zeros(model) == pytest.approx(0.5, abs=0.01)
+
+
+def test_scores_that_cannot_be_compared_are_found_before_anything_is_pruned():
+    model, last = tiny("llama"), list(linears(tiny("llama")))[-1]
+
+    def score(name, weight):
+        return weight.abs() * (float("nan") if name == last else 1)
+
+    with pytest.raises(ValueError, match=f"{last}: the scores hold NaN"):
+        unstructured.prune_model(model, score)
+    assert equal(model, tiny("llama"))
+
+
+@pytest.mark.parametrize("family, gone, changes, lists", [
+    ("smollm3", [0, 3], {}, {"no_rope_layers": [0, 1]}),
+    ("qwen2 with a window", [0], {}, {"max_window_layers": 1}),
+    ("qwen2_moe", [0, 2], {"mlp_only_layers": [1, 2]}, {"mlp_only_layers": [0]}),
+    ("deepseek_v3", [1], {}, {"first_k_dense_replace": 1}),
+    ("llama", [0], {"eos_token_id": [2, 3, 4, 5]}, {"eos_token_id": [2, 3, 4, 5]})])
+def test_what_the_config_says_of_each_block_is_cut(family, gone, changes, lists, tmp_path):
+    model = tiny(family, **changes)
+    depth.remove_blocks(model, gone)
+    assert {name: getattr(model.config, name) for name in lists} == lists
+    survives(model, tmp_path)
+
+
+def test_a_rule_for_blocks_is_noticed():
+    """Each second block is a mixture of experts: without the first one it would be the others."""
+    model = tiny("qwen2_moe", decoder_sparse_step=2)
+    before = model.config.to_dict()
+    with pytest.raises(ValueError, match="makes its blocks by a rule"):
+        depth.remove_blocks(model, [0])
+    assert equal(model, tiny("qwen2_moe", decoder_sparse_step=2)) and model.config.to_dict() == before
+    depth.remove_blocks(model, [2, 3])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """course_utils.finetune: determinism, what is trained and what is not, the cached classifier."""
 
+import copy
 import os
 import shutil
 import signal
@@ -137,6 +138,13 @@ def test_bad_input_is_refused(tokenizer):
         run([("a", 2)], steps=1)
     with pytest.raises(ValueError, match="from 3 to 64"):
         run(steps=1, max_length=65)
+    for dtype in (torch.float16, torch.bfloat16):
+        with pytest.raises(ValueError, match="cannot be trained with AdamW: call model.float"):
+            finetune.train(small_model().to(dtype), tokenizer, examples(4), steps=1)
+    unpadded = copy.deepcopy(tokenizer)
+    unpadded.pad_token = None
+    with pytest.raises(ValueError, match="no padding token"):
+        finetune.predict(model, unpadded, ["a"])
     with pytest.raises(ValueError, match="no texts"):
         finetune.predict(model, tokenizer, [])
     with pytest.raises(RuntimeError, match="lower lr"), torch.no_grad():

@@ -160,13 +160,16 @@ def _proved(model: nn.Module, cut: Callable[[], None], outputs: Sequence[nn.Line
     one, a head size that the config cannot say. So the cut model must give, on a short text, what the whole
     one gives when the same heads or neurons are silenced; and its config must build a model of its shapes.
     """
-    kind, wanted, put_back = type(model).__name__, None, _memory(model)
+    kind, put_back = type(model).__name__, _memory(model)
     try:
         with gated(outputs, gates):
             wanted = _answer(model)
         cut()
         found = _answer(model)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except KeyboardInterrupt:
+        put_back()
+        raise
+    except Exception as error:
         put_back()
         raise ValueError(f"{kind} does not run when it is cut like a Llama: "
                          f"{str(error).strip().partition(chr(10))[0]}") from None

@@ -77,3 +77,38 @@ def test_attention_loss_is_the_mean_kl_of_the_rows_of_real_tokens():
     assert distill.attention_loss(student, teacher, mask).isfinite()
     with pytest.raises(ValueError, match="number of heads"):
         distill.attention_loss(student[:, :2], teacher, mask)
+
+
+@pytest.mark.parametrize("loss", [distill.kd_loss, distill.reverse_kl, distill.kd_gradient])
+@pytest.mark.parametrize("student, teacher, temperature, match", [
+    (randn(8, 2), randn(8, 1), 2.0, r"logits \[8, 2\] of the student and \[8, 1\] of the teacher differ"),
+    (randn(8, 2), randn(1, 2), 2.0, "differ"), (randn(8, 2), randn(2), 2.0, "differ"),
+    (randn(4, 5), randn(4, 7), 2.0, "vocabulary"), (randn(0, 2), randn(0, 2), 2.0, "nothing to compare"),
+    (torch.ones(2, 2, dtype=torch.long), torch.ones(2, 2), 2.0, "must be floats, not torch.int64"),
+    (randn(8, 2), randn(8, 2), 0.0, "temperature must be a finite number above 0"),
+    (randn(8, 2), randn(8, 2), -1.0, "temperature"), (randn(8, 2), randn(8, 2), float("nan"), "temperature")])
+def test_logits_that_torch_would_stretch_are_refused(loss, student, teacher, temperature, match):
+    with pytest.raises(ValueError, match=match):
+        loss(student, teacher, temperature)
+
+
+@pytest.mark.parametrize("labels, match", [
+    (torch.tensor([0, 1]), r"whole numbers \[3\]"), (torch.tensor([[0], [1], [0]]), "whole numbers"),
+    (torch.tensor([0.0, 1.0, 0.0]), "torch.float32"), (torch.full((3,), -100), "no label counts"),
+    (torch.tensor([0, 2, 1]), "labels run from 0 to 2, but classes from 0 to 1"),
+    (torch.tensor([0, -1, 1]), "run from -1")])
+def test_labels_that_do_not_fit_are_refused(labels, match):
+    with pytest.raises(ValueError, match=match):
+        distill.check_labels(randn(3, 2), labels)
+    distill.check_labels(randn(3, 2), torch.tensor([0, -100, 1]))
+
+
+@pytest.mark.parametrize("mask, match", [
+    (torch.ones(3, 1), "the mask must be"), (torch.ones(5), "the mask must be"),
+    (torch.zeros(3, 5), "hides all tokens")])
+def test_masks_that_torch_would_stretch_are_refused(mask, match):
+    states, attention = randn(3, 5, 4), randn(3, 2, 5, 5).softmax(-1)
+    with pytest.raises(ValueError, match=match):
+        distill.hidden_loss(states, states, mask)
+    with pytest.raises(ValueError, match=match):
+        distill.attention_loss(attention, attention, mask)

@@ -198,3 +198,9 @@ def test_the_real_model_has_the_documented_perplexity_and_size():
     result = measure.perplexity(model, tokens, window=512)
     assert result.value == pytest.approx(loss_per_window(model, tokens, 512)[0], rel=1e-4)
     assert 15 < result.value < 45
+
+
+def test_accuracy_of_a_broken_model_is_refused():
+    logits = torch.tensor([[0.1, 0.2], [float("nan"), 0.3]])
+    with pytest.raises(ValueError, match="the predictions hold NaN"):
+        measure.accuracy(logits, [1, 0])

@@ -204,3 +204,15 @@ def test_bad_arguments_are_named(call, error, match):
     with pytest.raises(error, match=match) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [methods.task_arithmetic, methods.ties, methods.dare])
+@pytest.mark.parametrize("change, error, match", [
+    (lambda task: {**task, "a.bias": task["a.bias"] * math.nan}, ValueError, "task vector 2 has NaN"),
+    (lambda task: {**task, "a.bias": task["a.bias"].long()}, ValueError, "torch.int64 on cpu in task"),
+    (lambda task: {**task, "a.bias": task["a.bias"][:1]}, ValueError, r"a.bias has shape \[1\]"),
+    (lambda task: {k: v for k, v in task.items() if k != "scale"}, ValueError, "scale is only in one"),
+    (lambda task: list(task.values()), TypeError, "task vector 2 must be a dict")])
+def test_task_vectors_that_do_not_fit_are_refused(method, change, error, match):
+    with pytest.raises(error, match=match):
+        method(BASE, [TASKS[0], change(TASKS[1])])
