@@ -146,7 +146,8 @@ def kv_shape(config: "PreTrainedConfig") -> tuple[int, int, int]:
     config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     kind, has = getattr(config, "model_type", type(config).__name__), lambda name: getattr(config, name, None)
     others = set(has("layer_types") or has("layers_block_type") or ()) - ATTENTION_LAYERS
-    reason = ("has an encoder" if has("is_encoder_decoder") else
+    reason = ("has settings of its own for some layers" if has("is_heterogeneous") else
+              "has an encoder" if has("is_encoder_decoder") else
               "has no attention heads" if not has("num_attention_heads") else
               "keeps keys and values compressed, of different widths" if has("kv_lora_rank") else
               "has layers that use the keys of others" if has("num_kv_shared_layers") else
@@ -173,10 +174,10 @@ def attention_window(config: "PreTrainedConfig") -> int | None:
         The smallest window of all layers in tokens, or None when all layers see everything.
     """
     config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-    types = getattr(config, "layer_types", None)
+    types = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
     windows = [getattr(config, name, None) for name, kind in
-               (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention"))
-               if types is None or kind in types]
+               (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention"),
+                ("window_size", "local")) if types is None or kind in types]
     return min((window for window in windows if window), default=None)
 
 

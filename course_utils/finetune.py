@@ -116,7 +116,7 @@ def train(model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: list[t
     _check(examples, model, epochs, steps, batch_size, max_length)
     device = next(model.parameters()).device
     encoded = _encode(tokenizer, [text for text, _ in examples], max_length)
-    labels = torch.tensor([label for _, label in examples])
+    labels = torch.tensor([label for _, label in examples], dtype=torch.int64)
     total = steps if steps is not None else epochs * math.ceil(len(examples) / batch_size)
     losses: list[float] = []
     start = time.perf_counter()
@@ -154,10 +154,11 @@ def predict(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[st
         float32 [texts, classes] on the CPU, in the order of the texts.
 
     Raises:
-        ValueError: there are no texts.
+        ValueError: there are no texts, or a size is out of range.
     """
     if not texts:
         raise ValueError("no texts to classify; give at least one")
+    _check_sizes(model, batch_size, max_length)
     device = next(model.parameters()).device
     encoded = _encode(tokenizer, texts, max_length)
     order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
@@ -187,7 +188,7 @@ def evaluate(model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: lis
         The share of right answers with its 95 % confidence interval.
 
     Raises:
-        ValueError: there are no examples.
+        ValueError: there are no examples, a size is out of range, or a label is none of the classes.
     """
     logits = predict(model, tokenizer, [text for text, _ in examples], batch_size=batch_size,
                      max_length=max_length)
@@ -267,8 +268,9 @@ def _build_classifier(folder: Path, examples: list[tuple[str, int]], domain: str
 
 def _cross_entropy(model: nn.Module, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     logits = model(**batch).logits
-    if len(logits) != len(labels):
-        raise ValueError(f"the model gives {list(logits.shape)} logits for {len(labels)} labels")
+    if logits.shape != (len(labels), model.config.num_labels):
+        raise ValueError(f"the model gives {list(logits.shape)} logits for {len(labels)} labels: it must be "
+                         f"a sequence classifier, [{len(labels)}, {model.config.num_labels}]")
     return F.cross_entropy(logits.float(), labels)
 
 
@@ -335,18 +337,30 @@ def _check(examples: list[tuple[str, int]], model: nn.Module, epochs: int | None
            batch_size: int, max_length: int) -> None:
     if (epochs is None) == (steps is None):
         raise ValueError("give either epochs or steps, not both and not neither")
-    for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    _check_sizes(model, batch_size, max_length)
+    for name, value in (("epochs", epochs), ("steps", steps)):
+        if value is not None:
+            _check_count(name, value)
     if not examples:
         raise ValueError("no examples to train on; give pairs (text, label)")
     classes = model.config.num_labels
-    strange = next((label for _, label in examples if not 0 <= label < classes), None)
+    if classes < 2:
+        raise ValueError(f"a model with {classes} class has nothing to learn: load it with num_labels=2")
+    strange = next((label for _, label in examples if label not in range(classes)), None)
     if strange is not None:
         raise ValueError(f"label {strange!r} does not fit a model with classes 0 to {classes - 1}")
-    longest = getattr(model.config, "max_position_embeddings", None) or math.inf
-    if not 3 <= max_length <= longest:
-        raise ValueError(f"max_length must be from 3 to {longest} tokens, not {max_length!r}")
     short = {p.dtype for p in model.parameters() if p.requires_grad and torch.finfo(p.dtype).bits < 32}
     if short:
         raise ValueError(f"weights of {short.pop()} cannot be trained with AdamW: call model.float() first")
+
+
+def _check_sizes(model: nn.Module, batch_size: int, max_length: int) -> None:
+    _check_count("batch_size", batch_size)
+    longest = getattr(model.config, "max_position_embeddings", None) or math.inf
+    if not 3 <= max_length <= longest:
+        raise ValueError(f"max_length must be from 3 to {longest} tokens, not {max_length!r}")
+
+
+def _check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")

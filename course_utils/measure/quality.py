@@ -259,12 +259,17 @@ def accuracy(predictions: torch.Tensor | Sequence[int], labels: torch.Tensor | S
 
     Raises:
         TypeError: class indices are no whole numbers.
-        ValueError: shapes differ, nothing is given, or a logit is NaN.
+        ValueError: shapes differ, nothing is given, a logit is NaN, there is only one class, or a label is
+            none of the classes.
     """
     predictions, labels = torch.as_tensor(predictions), torch.as_tensor(labels)
     if predictions.is_floating_point() and predictions.isnan().any():
         raise ValueError("the predictions hold NaN: the model is broken, it has no answer")
+    classes = math.inf
     if predictions.dim() == 2:
+        classes = predictions.shape[1]
+        if classes < 2:
+            raise ValueError(f"logits {list(predictions.shape)} leave no choice: give two classes or more")
         predictions = predictions.argmax(dim=1)
     if predictions.shape != labels.shape or labels.dim() != 1:
         raise ValueError(
@@ -276,6 +281,10 @@ def accuracy(predictions: torch.Tensor | Sequence[int], labels: torch.Tensor | S
         raise ValueError("accuracy of no examples is not defined; give at least one")
     if predictions.is_floating_point() or labels.is_floating_point():
         raise TypeError("predictions and labels of shape [n] must be whole numbers (class indices)")
+    low, high = labels.min().item(), labels.max().item()
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels run from {low} to {high}: a class is a number from 0"
+                         + (f" to {classes - 1}" if classes < math.inf else ""))
     correct = int((predictions.to(labels.device) == labels).sum())
     low, high = _wilson(correct, n)
     return Accuracy(correct / n, low, high, correct, n)

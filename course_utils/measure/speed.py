@@ -169,7 +169,7 @@ def generation_speed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     untimed prefill and two untimed decode steps warm up.
 
     Args:
-        model: causal language model of transformers.
+        model: causal language model of transformers that keeps keys and values.
         tokenizer: the model's own.
         prompt_tokens: length of the prompt, 1 or more.
         new_tokens: decode steps to time, 1 or more.
@@ -179,7 +179,8 @@ def generation_speed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         The times of both phases.
 
     Raises:
-        ValueError: a count is out of range, or prompt and new tokens do not fit the model.
+        ValueError: a count is out of range, prompt and new tokens do not fit the model, or it has no KV
+            cache.
     """
     for name, value in (("prompt_tokens", prompt_tokens), ("new_tokens", new_tokens), ("repeats", repeats)):
         _check_count(name, value, 1)
@@ -191,6 +192,10 @@ def generation_speed(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
         )
     parameter = next(model.parameters())
     prompt = _prompt(tokenizer, prompt_tokens).to(parameter.device)
+    vocabulary = model.config.get_text_config().vocab_size
+    if prompt.max() >= vocabulary:
+        raise ValueError(f"the tokenizer gives token id {prompt.max().item()}, but the model knows 0 to "
+                         f"{vocabulary - 1}: give the model's own tokenizer")
     with evaluating(model):
         prefill, decode = _time_phases(model, prompt, new_tokens, repeats)
     dtype = str(model.dtype).removeprefix("torch.")
@@ -209,7 +214,9 @@ def _time_phases(model: PreTrainedModel, prompt: torch.Tensor, new_tokens: int,
                  repeats: int) -> tuple[Latency, Latency]:
     """(Latency of prefill, Latency of a decode step)."""
     run = partial(model, use_cache=True, logits_to_keep=1)
-    run(input_ids=prompt)
+    if getattr(run(input_ids=prompt), "past_key_values", None) is None:
+        raise ValueError(f"{type(model).__name__} hands on no KV cache (past_key_values): its decode steps "
+                         "cannot be timed as those of a transformer")
     timed = [_seconds(lambda: run(input_ids=prompt)) for _ in range(repeats)]
     out, steps = timed[-1][1], []
     for _ in range(2 + new_tokens):

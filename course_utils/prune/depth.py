@@ -150,6 +150,9 @@ def _configs(model: nn.Module) -> list[PretrainedConfig]:
 
 def _shorter(config: PretrainedConfig, left: list[int]) -> PretrainedConfig:
     """A copy of a config for the blocks that are left. Whatever lists something for each block is cut."""
+    if getattr(config, "is_heterogeneous", False):
+        raise ValueError(f"{config.model_type} has settings of its own for some blocks (per_layer_config), "
+                         "which go by the blocks' numbers: none can be taken out")
     new, blocks = copy.deepcopy(config), config.num_hidden_layers
     for name, value in vars(config).items():
         if name in LAYER_NUMBERS and value:
@@ -166,15 +169,22 @@ def _check_config(model: nn.Module, left: list[int], config: PretrainedConfig) -
     """Refuse when a model made from the shorter config has other blocks than those that are left.
 
     Some configs have a rule instead of a list, such as "each fourth block is another one": then blocks cannot
-    be taken out of the middle. Both models are built without weights.
+    be taken out of the middle. Both models are built without weights, the shorter one from its config as it
+    comes back from a file.
     """
-    whole, short = (find_blocks(without_weights(type(model), each)) for each in (model.config, config))
+    name = type(model).__name__
+    try:
+        again = type(config).from_dict(config.to_dict())
+        whole, short = (find_blocks(without_weights(type(model), each)) for each in (model.config, again))
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
+        raise ValueError(f"no {name} can be built without these blocks: "
+                         f"{str(error).strip().partition(chr(10))[0]}") from None
     for new, old in enumerate(left):
         was, now = _settings(whole[old][1]), _settings(short[new][1])
         if was != now:
-            name = min(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-            raise ValueError(f"{type(model).__name__} makes its blocks by a rule, which would give block "
-                             f"{old} another {name} once it is block {new}: take blocks off the end only")
+            other = min(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
+            raise ValueError(f"{name} makes its blocks by a rule, which would give block {old} another "
+                             f"{other} once it is block {new}: take blocks off the end only")
 
 
 def _check_attention(configs: list[PretrainedConfig], shorter: list[PretrainedConfig]) -> None:

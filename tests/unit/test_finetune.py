@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from course_utils import cache, data, finetune, models
 
@@ -136,8 +136,16 @@ def test_bad_input_is_refused(tokenizer):
         run([], steps=1)
     with pytest.raises(ValueError, match="label 2 does not fit"):
         run([("a", 2)], steps=1)
+    with pytest.raises(ValueError, match="label 0.5 does not fit"):
+        run([("a", 0.5)], steps=1)
+    with pytest.raises(ValueError, match="1 class has nothing to learn"):
+        finetune.train(small_model(num_labels=1), tokenizer, [("a", 0)], steps=1)
     with pytest.raises(ValueError, match="from 3 to 64"):
         run(steps=1, max_length=65)
+    with pytest.raises(ValueError, match="from 3 to 64"):
+        finetune.predict(model, tokenizer, ["a"], max_length=65)
+    with pytest.raises(ValueError, match="batch_size must be"):
+        finetune.evaluate(model, tokenizer, examples(4), batch_size=0)
     for dtype in (torch.float16, torch.bfloat16):
         with pytest.raises(ValueError, match="cannot be trained with AdamW: call model.float"):
             finetune.train(small_model().to(dtype), tokenizer, examples(4), steps=1)
@@ -151,6 +159,15 @@ def test_bad_input_is_refused(tokenizer):
         model.classifier.weight.fill_(torch.nan)
         with torch.enable_grad():
             run(steps=1)
+
+
+def test_a_language_model_is_no_classifier(tokenizer):
+    model = BertForMaskedLM(BertConfig(vocab_size=30522, hidden_size=32, num_hidden_layers=1,
+                                       num_attention_heads=2, intermediate_size=64))  # fmt: skip
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"30522\] logits for 4 labels: it must be a sequence classifier"):
+        finetune.train(model, tokenizer, examples(4), steps=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 # ---- the shared classifier --------------------------------------------------------------------------------

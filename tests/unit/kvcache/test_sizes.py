@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig
+from transformers import DynamicCache, GPTNeoConfig, LlamaConfig
 
 from course_utils import costs
 from course_utils.kvcache import decoding, sizes
@@ -33,3 +33,15 @@ def test_bytes_of_known_models():
 def test_what_is_no_cache_is_refused():
     with pytest.raises(TypeError, match="must be a transformers Cache"):
         sizes.stored_bytes([1])
+
+
+def test_layers_with_settings_of_their_own_are_refused():
+    config = LlamaConfig(num_hidden_layers=2, per_layer_config={1: {"num_key_value_heads": 1}})
+    with pytest.raises(ValueError, match="llama has settings of its own for some layers"):
+        costs.kv_bytes_per_token(config)
+
+
+def test_the_window_of_local_layers_is_found():
+    config = GPTNeoConfig(num_layers=2, attention_types=[[["global", "local"], 1]], window_size=256)
+    assert costs.attention_window(config) == 256
+    assert costs.attention_window(GPTNeoConfig(num_layers=2, attention_types=[[["global"], 2]])) is None

@@ -181,6 +181,9 @@ def test_accuracy_of_logits_takes_the_largest():
         ([], [], ValueError, "no examples"),
         ([0.2, 0.8], [0, 1], TypeError, "whole numbers"),
         ([0, 1], [0.0, 1.0], TypeError, "whole numbers"),
+        (torch.rand(3, 1), [0, 0, 0], ValueError, "leave no choice"),
+        (torch.rand(3, 2), [0, 1, 2], ValueError, "run from 0 to 2: a class is a number from 0 to 1"),
+        ([0, 1], [0, -100], ValueError, "run from -100 to 0: a class is a number from 0$"),
     ],
 )
 def test_accuracy_refuses_what_does_not_fit(predictions, labels, error, match):

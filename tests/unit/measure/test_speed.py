@@ -69,6 +69,14 @@ def test_generation_speed_runs_the_phases_it_reports(model):
         assert part in str(speed)
 
 
+def test_generation_speed_refuses_another_models_tokenizer(model):
+    def foreign(text, add_special_tokens=True):
+        return {"input_ids": [VOCABULARY] * 5}
+
+    with pytest.raises(ValueError, match=f"gives token id {VOCABULARY}, but the model knows 0 to"):
+        measure.generation_speed(model, foreign, prompt_tokens=5, new_tokens=1)
+
+
 def test_generation_speed_with_a_cache_matches_no_cache(model):
     """The cached steps that are timed must compute what an uncached pass computes."""
     prompt = torch.randint(0, VOCABULARY, (1, 20), generator=torch.Generator().manual_seed(2))

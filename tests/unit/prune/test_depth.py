@@ -123,3 +123,16 @@ def test_bad_input_is_refused_before_anything_changes(indices, message):
 def test_influences_need_tokens(tokens):
     with pytest.raises(ValueError, match="length"):
         depth.influences(llama(), tokens)
+
+
+@pytest.mark.parametrize("cut", [
+    lambda model: depth.remove_blocks(model, [0]),
+    lambda model: structured.keep_heads(model, [[0]] * 3),
+    lambda model: structured.keep_neurons(model, [[0, 1]] * 3)])
+@pytest.mark.parametrize("settings", [{"num_key_value_heads": 1}, {"intermediate_size": 24}])
+def test_blocks_with_settings_of_their_own_stay(cut, settings):
+    model, fresh = (llama(per_layer_config={1: settings}) for _ in range(2))
+    with pytest.raises(ValueError) as caught:
+        cut(model)
+    assert "\n" not in str(caught.value) and model.config.to_dict() == fresh.config.to_dict()
+    assert torch.equal(logits(model), logits(fresh))
