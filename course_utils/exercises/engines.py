@@ -79,6 +79,7 @@ def _kl_cases():
         Case(reference, near.astype(np.float32), label="float64 against float32"),
         Case(wide.T[:, ::2], wide.T[:, 1::2], label="arrays that are strided views"),
         Case(reference, near[:1], label="one position against five", raises=ValueError),
+        Case(reference[:1], near, label="five positions against one", raises=ValueError),
         Case(reference, near[:, :1], label="one logit against seven", raises=ValueError),
         Case(reference, near.T, label="as many numbers in another shape", raises=ValueError),
         Case(reference, near[:, :6], label="another vocabulary", raises=ValueError),

@@ -22,7 +22,7 @@ def _decode_cases():
         Case(torch.tensor([0x3E200000, 1, 0xFF7FFFFF]), 8, 23, label="FP32: 0.15625, smallest, largest"),
         Case(torch.tensor([0x13C00, -0x4400, 0x7FFF0001, 0x1BC00], dtype=torch.int32), 5, 10,
              label="FP16 in int32, with bits above the 16 that count"),
-        Case(torch.tensor([0x3FF8000000000001, 0x3FE0000000000003, -0x4010000000000001]), 11, 52,
+        Case(torch.tensor([0x3FF8000000000001, 0x3690000000000003, -0x4010000000000001]), 11, 52,
              label="FP64: as many bits as float64 itself has"),
         Case(torch.tensor(0b0101, dtype=torch.int8), 2, 1, "none", label="one E2M1 code, no dimension"),
         Case(torch.tensor([0b111111, 0b111100, 0b011100, 0b000011]), 3, 2, label="E3M2 as in IEEE 754"),
