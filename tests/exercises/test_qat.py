@@ -138,7 +138,7 @@ WRONG = {
         (lambda s, low, high: StraightThrough.apply(s - 0.5, low, high), "failed in case"),
         (lambda s, low, high: (s - (s - s.floor()).detach()).clamp(low, high), "rounded down"),
         (lambda s, low, high: s.clamp(low, high), "not rounded"),
-        (_gradient_doubled, "Only the path of the gradient differs"),
+        (_gradient_doubled, "of rounding and clipping"),
         (lambda s, low, high: s.round_().clamp_(low, high), "failed in case"),
     ],
     "fake_quant_linear": [
