@@ -15,17 +15,23 @@ NEEDS = {  # what a model with it is like, and families that have it or have it 
     "full attention":
         "layers that all attend to the whole of a text of 2,048 tokens: Llama, Qwen, Phi-3; not Gemma 2 and "
         "3",
+    "groups of 64":
+        "linear layers whose inputs come in whole groups of 64: nearly all; not some small ones, 288 wide",
+    "512 tokens":
+        "a context of 512 tokens or more: nearly all; not some small ones, made for 256",
+    "two blocks": "two blocks or more: all but toys",
+    "three blocks": "three blocks or more: all but toys",
 }
 
 LESSONS = {  # every lesson that uses LM; () takes any causal language model
-    "one_token": ("Llama's count",),
-    "formats": ("linear layers",),
-    "ptq": ("linear layers", "foldable norms"),
-    "gptq": ("linear layers",),
-    "awq": ("Llama's blocks", "foldable norms"),
-    "pruning": ("linear layers",),
-    "structured": ("Llama's blocks",),
-    "distillation": ("linear layers",),
+    "one_token": ("Llama's count", "512 tokens"),
+    "formats": ("linear layers", "groups of 64", "512 tokens"),
+    "ptq": ("linear layers", "foldable norms", "groups of 64"),
+    "gptq": ("linear layers", "groups of 64", "512 tokens"),
+    "awq": ("Llama's blocks", "foldable norms", "groups of 64", "512 tokens", "three blocks"),
+    "pruning": ("linear layers", "512 tokens"),
+    "structured": ("Llama's blocks", "two blocks"),
+    "distillation": ("linear layers", "two blocks"),
     "merging": (),
-    "kv_cache": ("Llama's count", "full attention"),
+    "kv_cache": ("Llama's count", "full attention", "512 tokens"),
 }

@@ -6,6 +6,8 @@ lesson asks for what it needs (`lesson_needs`) right after loading, by `require`
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
@@ -189,10 +191,32 @@ def _full_attention(model: PreTrainedModel) -> None:
             raise ValueError(f"its layer {i} keeps no keys and values of all tokens")
 
 
+def _groups_of_64(model: PreTrainedModel) -> None:
+    for name, linear in layerwise.block_linears(model).items():
+        if linear.in_features % 64:
+            raise ValueError(f"{name} has {linear.in_features} inputs")
+
+
+def _tokens_512(model: PreTrainedModel) -> None:
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and longest < 512:
+        raise ValueError(f"it was made for {longest} tokens")
+
+
+def _at_least(count: int, model: PreTrainedModel) -> None:
+    blocks = len(block_list(model))
+    if blocks < count:
+        raise ValueError(f"it has {blocks}")
+
+
 CHECKS = {  # each raises ValueError, in one line, when a model does not have it
     "linear layers": _linear_layers,
     "foldable norms": _foldable_norms,
     "Llama's blocks": _llama_blocks,
     "Llama's count": _llama_count,
     "full attention": _full_attention,
+    "groups of 64": _groups_of_64,
+    "512 tokens": _tokens_512,
+    "two blocks": partial(_at_least, 2),
+    "three blocks": partial(_at_least, 3),
 }

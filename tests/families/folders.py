@@ -16,6 +16,9 @@ SIZES = {"hidden_size": 64, "intermediate_size": 192, "max_position_embeddings":
 # are tried on; "llama, 16 blocks" is as deep as Llama 3.2 1B.
 FOLDERS = {
     "llama, 16 blocks": ("llama", SIZES | {"num_hidden_layers": 16}),
+    "llama, 2 blocks": ("llama", SIZES | {"num_hidden_layers": 2}),
+    "llama, 1 block": ("llama", SIZES | {"num_hidden_layers": 1}),
+    "llama, 96 wide": ("llama", SIZES | {"hidden_size": 96, "max_position_embeddings": 256}),
     "qwen2": ("qwen2", SIZES),
     "gemma2": ("gemma2", SIZES | {"sliding_window": 64}),
     "gemma3": ("gemma3", SIZES | {"sliding_window": 64}),

@@ -20,22 +20,26 @@ from tests.families import folders
 PROJECT = Project()
 LESSONS = {key_of(path.stem): generate.read_lesson(PROJECT, path) for path in PROJECT.lessons()}
 USING = list(lesson_needs.LESSONS)
-COUNT, LINEAR, BLOCKS, FOLD, WINDOW = (re.escape(f"needs {need}, which ") for need in (
-    "Llama's count", "linear layers", "Llama's blocks", "foldable norms", "full attention"))
+COUNT, LINEAR, BLOCKS, FOLD, WINDOW, GROUPS, TOKENS, TWO, THREE = (
+    re.escape(f"needs {need}, which ") for need in (
+        "Llama's count", "linear layers", "Llama's blocks", "foldable norms", "full attention",
+        "groups of 64", "512 tokens", "two blocks", "three blocks"))
 
 # Lesson -> families that it refuses, and why. It runs on all others.
 REFUSED = {
-    "one_token": {"gpt2": COUNT, "opt": COUNT, "mixtral": COUNT},
-    "formats": {"gpt2": LINEAR, "mixtral": LINEAR},
-    "ptq": {"gpt2": LINEAR, "mixtral": LINEAR, "gemma2": FOLD, "gemma3": FOLD},
-    "gptq": {"gpt2": LINEAR, "mixtral": LINEAR},
-    "awq": {"gpt2": BLOCKS, "mixtral": BLOCKS, "opt": BLOCKS, "phi3": BLOCKS, "gemma2": FOLD, "gemma3": FOLD},
-    "pruning": {"gpt2": LINEAR, "mixtral": LINEAR},
+    "one_token": {"llama, 96 wide": TOKENS, "gpt2": COUNT, "opt": COUNT, "mixtral": COUNT},
+    "formats": {"llama, 96 wide": GROUPS, "gpt2": LINEAR, "mixtral": LINEAR},
+    "ptq": {"llama, 96 wide": GROUPS, "gpt2": LINEAR, "mixtral": LINEAR,
+            "gemma2": FOLD, "gemma3": FOLD},
+    "gptq": {"llama, 96 wide": GROUPS, "gpt2": LINEAR, "mixtral": LINEAR},
+    "awq": {"llama, 2 blocks": THREE, "llama, 1 block": THREE, "llama, 96 wide": GROUPS,
+            "gpt2": BLOCKS, "mixtral": BLOCKS, "opt": BLOCKS, "phi3": BLOCKS, "gemma2": FOLD, "gemma3": FOLD},
+    "pruning": {"llama, 96 wide": TOKENS, "gpt2": LINEAR, "mixtral": LINEAR},
     "merging": {},
-    "structured": {"gpt2": BLOCKS, "mixtral": BLOCKS, "opt": BLOCKS, "phi3": BLOCKS},
-    "distillation": {"gpt2": LINEAR, "mixtral": LINEAR},
+    "structured": {"llama, 1 block": TWO, "gpt2": BLOCKS, "mixtral": BLOCKS, "opt": BLOCKS, "phi3": BLOCKS},
+    "distillation": {"llama, 1 block": TWO, "gpt2": LINEAR, "mixtral": LINEAR},
     "kv_cache": {"gpt2": COUNT, "opt": COUNT, "mixtral": COUNT, "gemma2": WINDOW, "gemma3": WINDOW,
-                 "mistral": WINDOW},
+                 "mistral": WINDOW, "llama, 96 wide": TOKENS},
 }
 
 

@@ -32,7 +32,7 @@ def test_a_model_has_what_a_lesson_needs_or_is_told_what_it_lacks(family):
     config = model.config
     if getattr(config, "head_dim", None) is None and hasattr(config, "num_attention_heads"):
         config.head_dim = config.hidden_size // config.num_attention_heads  # as load_lm does
-    lacks = {need: reason for need in NEEDS if (reason := shapes.missing(model, need))}
+    lacks = {need: reason for need in WITHOUT if (reason := shapes.missing(model, need))}
     assert sorted(lacks) == sorted(need for need, families in WITHOUT.items() if family in families), lacks
     assert "\n" not in "".join(lacks.values())
     assert torch.equal(logits(model), logits(fresh))
@@ -44,12 +44,31 @@ def test_a_large_vocabulary_hides_no_wrong_block(family):
     assert shapes.missing(model, "Llama's count")
 
 
+ENOUGH = {"intermediate_size": 192, "max_position_embeddings": 512, "num_hidden_layers": 3}
+
+
+@pytest.mark.parametrize("need, changes, reason", [
+    ("groups of 64", {"hidden_size": 96}, "model.layers.0.self_attn.q_proj has 96 inputs"),
+    ("groups of 64", {"intermediate_size": 96}, "model.layers.0.mlp.down_proj has 96 inputs"),
+    ("512 tokens", {"max_position_embeddings": 511}, "it was made for 511 tokens"),
+    ("three blocks", {"num_hidden_layers": 2}, "it has 2"),
+    ("two blocks", {"num_hidden_layers": 1}, "it has 1")])
+def test_a_model_that_is_too_small(need, changes, reason):
+    assert shapes.missing(tiny("llama", **ENOUGH), need) == ""
+    assert shapes.missing(tiny("llama", **(ENOUGH | changes)), need) == reason
+
+
+def test_every_need_is_tested():
+    assert {*WITHOUT, "groups of 64", "512 tokens", "two blocks", "three blocks"} == set(NEEDS)
+
+
 def test_a_refusal_names_the_lessons_that_run(capsys):
+    model = tiny("gemma2", **ENOUGH)
     with pytest.raises(CourseError, match="This lesson needs foldable norms, which Gemma2.* Lessons that "
                                           "run on this model: one_token, formats, gptq, pruning, structured, "
                                           r"distillation, merging\.$"):
-        shapes.require(tiny("gemma2"), "ptq")
-    shapes.require(tiny("gemma2"), "gptq")
+        shapes.require(model, "ptq")
+    shapes.require(model, "gptq")
     assert "about SmolLM2-135M-Instruct" in capsys.readouterr().out
 
 
