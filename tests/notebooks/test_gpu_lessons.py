@@ -13,8 +13,13 @@ pytestmark = pytest.mark.slow  # every test starts kernels
 METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 
+def parameters():
+    return new_code_cell('PROFILE = "cpu"\nDEVICE = "cpu"', id="parameters",
+                         metadata={"tags": ["parameters"]})
+
+
 def write(project, name, *sources):
-    cells = [new_code_cell(source, id=f"cell-{n}") for n, source in enumerate(sources)]
+    cells = [parameters(), *(new_code_cell(source, id=f"cell-{n}") for n, source in enumerate(sources))]
     path = project.root / "solutions" / name
     path.parent.mkdir(exist_ok=True)
     nbformat.write(new_notebook(cells=cells, metadata=METADATA), path)
@@ -56,7 +61,7 @@ def test_lessons_are_compared_and_those_with_gpu_sizes_run_again(synced):
     sized = path.with_name("91_sized.ipynb")
     source = "n = 1 if PROFILE == 'cpu' else 2\nprint('n is', n)"
     notebook = new_notebook(metadata=METADATA, cells=[
-        new_code_cell('PROFILE = "cpu"\nDEVICE = "cpu"', id="parameters", metadata={"tags": ["parameters"]}),
+        parameters(),
         new_code_cell(source, id="sizes", execution_count=2, outputs=[
             nbformat.v4.new_output("stream", name="stdout", text="n is 1\n")])])
     nbformat.write(notebook, sized)
