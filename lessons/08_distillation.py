@@ -24,6 +24,7 @@ import torch.nn.functional as F  # noqa: F401 (the exercises use it)
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from course_utils import data, distill, finetune, measure, models, plots, records, shapes
+from course_utils.distill import check_logits  # noqa: F401 - exercises name it
 from course_utils.prune.depth import influences
 
 plots.style()
