@@ -3,7 +3,6 @@
     python -m tests.families.test_kvcache     prints the table
 """
 
-import re
 
 import pytest
 import torch
@@ -22,7 +21,7 @@ from course_utils.kvcache.paged import KVPool, PagedCache
 from course_utils.kvcache.quantized import QuantizedLayer
 from course_utils.kvcache.server import Server
 from tests.families.models import WINDOW, logits, tiny, tokens
-from tests.families.walking import ALL, EXACT, attempt, print_table
+from tests.families.walking import ALL, EXACT, assert_exact_or_refused, print_table
 
 
 def continued(model, ids, new_tokens=6, **arguments):
@@ -152,10 +151,7 @@ REFUSED |= {(function.__name__, family): reason for function in FUNCTIONS if fun
 @pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_exact_or_refused(function, family):
-    reason = attempt(function, family, None)
-    expected = REFUSED.get((function.__name__, family))
-    assert (reason is None) == (expected is None), reason
-    assert expected is None or re.search(expected, reason)
+    assert_exact_or_refused(function, family, None, REFUSED)
 
 
 @pytest.mark.parametrize("family", WINDOWS)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from course_utils import measure
 from tests.families.models import logits, tokens
-from tests.families.walking import ALL, attempt, print_table
+from tests.families.walking import ALL, assert_exact_or_refused, print_table
 
 
 class Words:
@@ -57,10 +57,7 @@ REFUSED = {("generation_speed", family): "hands on no KV cache" for family in ("
 @pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_exact_or_refused(function, family):
-    reason = attempt(function, family, None)
-    expected = REFUSED.get((function.__name__, family))
-    assert (reason is None) == (expected is None), reason
-    assert expected is None or expected in reason
+    assert_exact_or_refused(function, family, None, REFUSED)
 
 
 if __name__ == "__main__":

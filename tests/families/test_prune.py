@@ -4,7 +4,6 @@
 """
 
 import copy
-import re
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from course_utils.prune import depth, sparsegpt, structured, unstructured
 from tests.families.models import BLOCKS, logits, off, tiny, tokens
-from tests.families.walking import ALL, EXACT, attempt, equal, print_table
+from tests.families.walking import ALL, EXACT, assert_exact_or_refused, equal, print_table
 
 
 def linears(model):
@@ -201,10 +200,7 @@ REFUSED |= {("wanda", "mamba"): "runs 0 times", ("sparse_gpt", "mamba"): "runs 0
 @pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_exact_or_refused(function, family, tmp_path):
-    reason = attempt(function, family, tmp_path)
-    expected = REFUSED.get((function.__name__, family))
-    assert (reason is None) == (expected is None), reason
-    assert expected is None or re.search(expected, reason)
+    assert_exact_or_refused(function, family, tmp_path, REFUSED)
 
 
 @pytest.mark.parametrize("function", [
