@@ -95,13 +95,12 @@ def cached_perplexity(model: PreTrainedModel, tokens: torch.Tensor, make: Callab
     measure.check_text(model, tokens, window, window)
     device = next(model.parameters()).device
     whole = tokens[: len(tokens) // window * window].view(-1, window).to(device)
-    total = 0.0
+    sums = []
     for row in tqdm(whole, desc="cached perplexity", unit="window", leave=False, delay=3):
         logits = read(model, row[None], make(), chunk)[0, :-1]
-        total += F.cross_entropy(logits.float(), row[1:], reduction="sum").item()
-    scored = len(whole) * (window - 1)
-    value = torch.tensor(total / scored, dtype=torch.float64).exp().item()
-    return measure.Perplexity(value, total / scored, scored, window, window, str(device))
+        sums.append(F.cross_entropy(logits.float(), row[1:], reduction="sum").item())
+    counts = [window - 1] * len(whole)
+    return measure.perplexity_of_windows(sums, counts, whole.flatten(), window, window, device)
 
 
 def _check_length(model: PreTrainedModel, tokens: int) -> None:

@@ -1,5 +1,6 @@
 """Measuring: quality, bytes, time and the machine. Results are small dataclasses that print themselves."""
 
+from course_utils.measure.comparison import Comparison, compare, paired_difference, ranking
 from course_utils.measure.machine import MachineCard, machine_card
 from course_utils.measure.memory import (
     PeakMemory,
@@ -16,6 +17,7 @@ from course_utils.measure.quality import (
     check_text,
     evaluating,
     perplexity,
+    perplexity_of_windows,
 )
 from course_utils.measure.report import table
 from course_utils.measure.speed import (
@@ -33,6 +35,7 @@ from course_utils.measure.speed import (
 __all__ = [
     "Accuracy",
     "Bandwidth",
+    "Comparison",
     "GenerationSpeed",
     "Latency",
     "MachineCard",
@@ -43,15 +46,19 @@ __all__ = [
     "accuracy",
     "bandwidth",
     "check_text",
+    "compare",
     "evaluating",
     "frequent_collection",
     "generation_speed",
     "latency",
     "machine_card",
     "matmul_speed",
+    "paired_difference",
     "peak_memory",
-    "release_memory",
     "perplexity",
+    "perplexity_of_windows",
+    "ranking",
+    "release_memory",
     "synchronize",
     "table",
     "weight_bytes",

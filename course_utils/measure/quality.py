@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,10 @@ class Perplexity:
         window: tokens the model sees at once.
         stride: tokens by which the window moves (= window: windows do not overlap).
         device: where it ran.
+        window_nll: negative log-likelihood of each window, summed over its scored tokens, in nats:
+            `measure.compare` pairs two models by window.
+        window_tokens: number of tokens scored in each window.
+        text: digest of the tokens and of how they were cut; two perplexities of one text have the same.
     """
 
     value: float
@@ -40,6 +45,9 @@ class Perplexity:
     window: int
     stride: int
     device: str
+    window_nll: tuple[float, ...] = field(default=(), repr=False)
+    window_tokens: tuple[int, ...] = field(default=(), repr=False)
+    text: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         return (
@@ -87,15 +95,41 @@ def perplexity(model: PreTrainedModel, tokens: torch.Tensor, window: int = 512, 
     device = next(model.parameters()).device
     spans = _spans(len(tokens), window, stride)
     scored = sum(end - first for _, first, end in spans)
-    total = 0.0
+    sums = []
     progress = tqdm(total=scored, desc="perplexity", unit="token", leave=False, delay=3)
     with evaluating(model), progress:
         for batch in _batches(spans, batch_size or _batch_size(model, window)):
             nll = _scored_nll(model, tokens, batch, device)
-            total += nll.double().sum().item()
+            sums += nll.double().view(len(batch), -1).sum(dim=1).tolist()
             progress.update(nll.numel())
-    mean = total / scored
-    return Perplexity(_exp(mean), mean, scored, window, stride, str(device))
+    return perplexity_of_windows(
+        sums, [end - first for _, first, end in spans], tokens, window, stride, device
+    )
+
+
+def perplexity_of_windows(sums: Sequence[float], counts: Sequence[int], tokens: torch.Tensor, window: int,
+                          stride: int, device: torch.device | str) -> Perplexity:
+    """The perplexity of a text whose windows were scored.
+
+    Args:
+        sums: [windows], negative log-likelihood of the scored tokens of each window, in nats.
+        counts: [windows], how many tokens were scored in each.
+        tokens: integer tensor [n], the text.
+        window: tokens per window.
+        stride: tokens by which the window moved.
+        device: where it ran.
+
+    Returns:
+        The perplexity, with its windows, so that `measure.compare` can pair it with another one.
+    """
+    mean = sum(sums) / sum(counts)
+    return Perplexity(_exp(mean), mean, sum(counts), window, stride, str(device), tuple(sums), tuple(counts),
+                      _digest(tokens, window, stride))
+
+
+def _digest(values: torch.Tensor, *how: int) -> str:
+    """Short digest of whole numbers and of how they were used."""
+    return hashlib.sha256(f"{values.tolist()} {how}".encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -217,6 +251,8 @@ class Accuracy:
         high: upper end of the interval.
         correct: number of right answers.
         total: number of answers.
+        right: whether each answer is right: `measure.compare` pairs two models by answer.
+        examples: digest of the labels; two accuracies on the same examples have the same.
     """
 
     value: float
@@ -224,6 +260,8 @@ class Accuracy:
     high: float
     correct: int
     total: int
+    right: tuple[bool, ...] = field(default=(), repr=False)
+    examples: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         return (
@@ -285,9 +323,10 @@ def accuracy(predictions: torch.Tensor | Sequence[int], labels: torch.Tensor | S
     if low < 0 or high >= classes:
         raise ValueError(f"labels run from {low} to {high}: a class is a number from 0"
                          + (f" to {classes - 1}" if classes < math.inf else ""))
-    correct = int((predictions.to(labels.device) == labels).sum())
+    right = predictions.to(labels.device) == labels
+    correct = int(right.sum())
     low, high = _wilson(correct, n)
-    return Accuracy(correct / n, low, high, correct, n)
+    return Accuracy(correct / n, low, high, correct, n, tuple(right.tolist()), _digest(labels))
 
 
 def _wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -1,0 +1,273 @@
+"""Is one result better than another, or is the difference noise? Paired differences and their error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas
+from scipy import stats
+
+from course_utils.measure.quality import Accuracy, Perplexity
+from course_utils.measure.report import table
+
+BETTER, WORSE, NOT_SHOWN = "better", "worse", "no difference shown"
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of two results that were measured on the same things, and how sure it is.
+
+    Attributes:
+        difference: the first result minus the second.
+        error: its standard error; NaN with fewer than two pairs.
+        low: lower end of the 95 % interval of the difference.
+        high: its upper end.
+        pairs: how many pairs of values were compared.
+        what: what a pair is: "windows", "answers" or "runs".
+        unit: of the difference.
+        verdict: what this says of the first result: "better", "worse" or "no difference shown".
+        detail: what else there is to say, for example the number of tokens.
+    """
+
+    difference: float
+    error: float
+    low: float
+    high: float
+    pairs: int
+    what: str
+    unit: str
+    verdict: str
+    detail: str = ""
+
+    @property
+    def shown(self) -> bool:
+        """Whether the measurement tells the two apart."""
+        return self.verdict != NOT_SHOWN
+
+    def figures(self) -> str:
+        """Difference, standard error, interval and what they rest on, in one line."""
+        return (
+            f"{self.difference:+.4f} ± {self.error:.4f} {self.unit} (95 %: {self.low:+.4f} to "
+            f"{self.high:+.4f}; {self.pairs:,} {self.what}{', ' if self.detail else ''}{self.detail})"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.figures()}: {self.verdict}"
+
+    def sentence(self, first: str, second: str) -> str:
+        """The verdict in words, with its figures.
+
+        Args:
+            first: name of the first result.
+            second: name of the second.
+
+        Returns:
+            For example "GPTQ is better than rounding: -0.0771 ± 0.0180 nats a token (...)".
+        """
+        if self.shown:
+            return f"{first} is {self.verdict} than {second}: {self.figures()}"
+        return f"No difference is shown between {first} and {second}: {self.figures()}"
+
+    def row(self) -> dict[str, float | str]:
+        """The figures as columns of `measure.table`.
+
+        Returns:
+            Column -> value.
+        """
+        return {
+            f"difference ({self.unit})": round(self.difference, 4),
+            "standard error": round(self.error, 4),
+            "verdict": self.verdict,
+        }
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], tokens: Sequence[int]) -> tuple[float, float]:
+    """Mean difference of two models for each token, and its standard error, by window.
+
+    The tokens of a window are not independent: a hard passage is hard from its first word to its last. So
+    the window is what counts as one observation. Both models read the same windows, so what they find hard
+    in common cancels. With D_i the difference of the sums of window i, n_i its tokens and W windows:
+
+        d = sum(D_i) / sum(n_i)
+        error = sqrt(W / (W - 1) * sum((D_i - d * n_i)^2)) / sum(n_i)
+
+    That is the error of a ratio of two sums (W. G. Cochran, "Sampling Techniques", 3rd edition, 1977, chapter
+    6). If all windows are equally long, it is the spread of the windows' differences / sqrt(W).
+
+    Args:
+        a: [windows], the first model's negative log-likelihood of each window, summed over its tokens, in
+            nats.
+        b: [windows], the second model's.
+        tokens: [windows], how many tokens each sum is over.
+
+    Returns:
+        The difference a - b in nats a token and its standard error. One window alone has no spread: its
+        error is NaN.
+
+    Raises:
+        ValueError: no windows, another number of them in a, b and tokens, or a window without tokens.
+    """
+    if not len(a) == len(b) == len(tokens) or len(tokens) == 0:
+        raise ValueError(f"a, b and tokens need one value a window, not {len(a)}, {len(b)} and {len(tokens)}")
+    if min(tokens) < 1:
+        raise ValueError("each window needs at least one scored token")
+    gaps = [x - y for x, y in zip(a, b, strict=True)]
+    total, count = sum(tokens), len(tokens)
+    mean = sum(gaps) / total
+    if count == 1:
+        return mean, math.nan
+    squares = sum((gap - mean * n) ** 2 for gap, n in zip(gaps, tokens, strict=True))
+    return mean, math.sqrt(count / (count - 1) * squares) / total
+
+
+def compare(a: Any, b: Any, *, higher_is_better: bool = False, unit: str = "") -> Comparison:
+    """Compare two results that belong together pair by pair, and say what is shown.
+
+    - Two perplexities of one text: the mean difference in nats a token, by window, with a t interval.
+    - Two accuracies on the same examples: only the examples that one of them alone got right tell anything.
+      Verdict by McNemar's exact test (Q. McNemar, Psychometrika 12, 1947).
+    - Two lists of numbers, one for each training run, of which run i of both had the same seed: the mean
+      difference with a t interval.
+
+    A verdict other than "no difference shown" means that a difference of this size would come by chance in
+    fewer than 1 of 20 measurements, were there none. Who makes many comparisons will meet that one.
+
+    Args:
+        a: the first `Perplexity`, `Accuracy` or list of numbers.
+        b: the second, of the same kind.
+        higher_is_better: of lists: whether a larger number is better.
+        unit: of lists: what the numbers are.
+
+    Returns:
+        a - b, its error and a verdict on a.
+
+    Raises:
+        TypeError: the two are of different kinds, or of a kind that cannot be paired.
+        ValueError: they were measured on different text, examples or numbers of runs.
+    """
+    if isinstance(a, Perplexity) and isinstance(b, Perplexity):
+        return _compare_perplexities(a, b)
+    if isinstance(a, Accuracy) and isinstance(b, Accuracy):
+        return _compare_accuracies(a, b)
+    if not _is_list(a) or not _is_list(b):
+        raise TypeError(
+            f"cannot pair {type(a).__name__} with {type(b).__name__}: give two perplexities, two "
+            "accuracies or two lists of numbers, one for each run"
+        )
+    if len(a) != len(b) or len(a) == 0:
+        raise ValueError(f"{len(a)} runs do not pair with {len(b)}: give one number for each seed in both")
+    difference, error = paired_difference(a, b, [1] * len(a))
+    return _by_t(difference, error, len(a), "runs", unit, higher_is_better)
+
+
+def ranking(results: Mapping[str, Any], reference: str) -> pandas.DataFrame:
+    """A table of results, each compared with one of them.
+
+    Args:
+        results: name -> `Perplexity` or `Accuracy`, all on the same text or examples.
+        reference: name of the result that the others are compared with.
+
+    Returns:
+        One row a result: its figure, the difference to the reference, its standard error and the verdict.
+
+    Raises:
+        ValueError: there is no result of that name, or they were measured on different things.
+    """
+    if reference not in results:
+        raise ValueError(f"no result {reference!r}: choose from {', '.join(map(repr, results))}")
+    rows = {}
+    for name, result in results.items():
+        compared = compare(result, results[reference]).row()
+        if name == reference:
+            compared = dict.fromkeys(compared, "") | {"verdict": "the reference"}
+        rows[name] = result.row() | compared
+    return table(rows)
+
+
+def _is_list(values: Any) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, str)
+
+
+def _compare_perplexities(a: Perplexity, b: Perplexity) -> Comparison:
+    if not a.text or (a.text, tuple(a.window_tokens)) != (b.text, tuple(b.window_tokens)):
+        raise ValueError(
+            f"the two were not measured on the same tokens and windows ({a.tokens:,} tokens in windows of "
+            f"{a.window}, and {b.tokens:,} in windows of {b.window}): measure both on one text"
+        )
+    difference, error = paired_difference(a.window_nll, b.window_nll, a.window_tokens)
+    if not math.isfinite(difference):  # a ruined model: its windows have no finite sum
+        difference = a.nll - b.nll
+        verdict = _ruined(math.isfinite(a.nll), math.isfinite(b.nll))
+        return Comparison(
+            difference,
+            math.nan,
+            -math.inf,
+            math.inf,
+            len(a.window_nll),
+            "windows",
+            "nats a token",
+            verdict,
+            f"{a.tokens:,} tokens",
+        )
+    return _by_t(
+        difference, error, len(a.window_nll), "windows", "nats a token", False, f"{a.tokens:,} tokens"
+    )
+
+
+def _ruined(a_works: bool, b_works: bool) -> str:
+    if a_works == b_works:
+        return NOT_SHOWN
+    return BETTER if a_works else WORSE
+
+
+def _by_t(
+    difference: float,
+    error: float,
+    pairs: int,
+    what: str,
+    unit: str,
+    higher_is_better: bool,
+    detail: str = "",
+) -> Comparison:
+    """Student's t interval: with few pairs their spread itself is uncertain, so it is wider than 2 errors."""
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, pairs - 1) * error if pairs > 1 else math.inf
+    low, high = difference - half, difference + half
+    return Comparison(
+        difference, error, low, high, pairs, what, unit, _verdict(low, high, higher_is_better), detail
+    )
+
+
+def _verdict(low: float, high: float, higher_is_better: bool) -> str:
+    if low <= 0 <= high or math.isnan(low):
+        return NOT_SHOWN
+    return BETTER if (low > 0) == higher_is_better else WORSE
+
+
+def _compare_accuracies(a: Accuracy, b: Accuracy) -> Comparison:
+    if not a.examples or a.examples != b.examples:
+        raise ValueError("the two accuracies are not of the same examples: measure both on one set")
+    only_a = sum(x and not y for x, y in zip(a.right, b.right, strict=True))
+    only_b = sum(y and not x for x, y in zip(a.right, b.right, strict=True))
+    n, differ = a.total, only_a + only_b
+    difference = (only_a - only_b) / n
+    # Of a mean of n values +1, 0, -1.
+    error = math.sqrt((differ / n - difference**2) / (n - 1)) if n > 1 else math.nan
+    half = stats.norm.ppf(0.5 + CONFIDENCE / 2) * error
+    shown = differ > 0 and stats.binomtest(only_a, differ).pvalue < 1 - CONFIDENCE
+    verdict = NOT_SHOWN if not shown else BETTER if only_a > only_b else WORSE
+    points = 100  # percentage points
+    return Comparison(
+        points * difference,
+        points * error,
+        points * (difference - half),
+        points * (difference + half),
+        n,
+        "answers",
+        "percentage points",
+        verdict,
+        f"{only_a} right in the first alone, {only_b} in the second alone",
+    )
