@@ -32,8 +32,8 @@ def greedy(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int,
         Integer tensor [batch, n + new_tokens].
 
     Raises:
-        ValueError: `ids` is no such tensor, the text becomes too long for the model, or the cache holds all
-            its tokens already.
+        ValueError: `ids` is no such tensor, the text becomes too long for the model, the cache holds all its
+            tokens already, or the model puts nothing into it.
     """
     _check_ids(ids)
     _check_length(model, ids.shape[1] + new_tokens)
@@ -44,7 +44,7 @@ def greedy(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int,
             unread = ids[:, cache.get_seq_length() :]
             if unread.shape[1] == 0:
                 raise ValueError("the cache already holds all tokens of ids: leave out at least the last")
-            logits = model(input_ids=unread, past_key_values=cache, logits_to_keep=1).logits
+            logits = _through(model, unread, cache, logits_to_keep=1)
         ids = torch.cat([ids, logits[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
     return ids
 
@@ -64,13 +64,14 @@ def read(model: PreTrainedModel, ids: torch.Tensor, cache: Cache, chunk: int = 1
         Float logits [batch, n, vocabulary].
 
     Raises:
-        ValueError: `ids` is no such tensor, the text is too long for the model, or `chunk` is below 1.
+        ValueError: `ids` is no such tensor, the text is too long for the model, `chunk` is below 1, or the
+            model puts nothing into the cache.
     """
     _check_ids(ids)
     _check_length(model, cache.get_seq_length() + ids.shape[1])
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a whole number of at least 1, not {chunk!r}")
-    passes = [model(input_ids=part, past_key_values=cache).logits for part in ids.split(chunk, dim=1)]
+    passes = [_through(model, part, cache) for part in ids.split(chunk, dim=1)]
     return torch.cat(passes, dim=1)
 
 
@@ -102,6 +103,15 @@ def cached_perplexity(model: PreTrainedModel, tokens: torch.Tensor, make: Callab
     scored = len(whole) * (window - 1)
     value = torch.tensor(total / scored, dtype=torch.float64).exp().item()
     return measure.Perplexity(value, total / scored, scored, window, window, str(device))
+
+
+def _through(model: PreTrainedModel, ids: torch.Tensor, cache: Cache, **arguments: Any) -> torch.Tensor:
+    """Logits of one pass that reads and fills the cache: some models take no notice of it."""
+    before = cache.get_seq_length()
+    logits = model(input_ids=ids, past_key_values=cache, **arguments).logits
+    if cache.get_seq_length() == before:
+        raise ValueError(f"{type(model).__name__} puts nothing into a KV cache: read the text without one")
+    return logits
 
 
 def _check_length(model: PreTrainedModel, tokens: int) -> None:

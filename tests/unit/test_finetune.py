@@ -27,7 +27,7 @@ def small_model(seed=0, **config):
     torch.manual_seed(seed)
     return BertForSequenceClassification(BertConfig(
         vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, num_labels=2, **config))  # fmt: skip
+        max_position_embeddings=64, **({"num_labels": 2} | config)))  # fmt: skip
 
 
 def examples(n=64, seed=0):

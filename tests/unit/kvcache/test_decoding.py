@@ -1,7 +1,7 @@
 """The perplexity of a text that is read through a cache. (Greedy decoding: test_layers.)"""
 
 import pytest
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, BertConfig, DynamicCache, OpenAIGPTConfig
 
 from course_utils import measure
 from course_utils.kvcache import decoding
@@ -26,3 +26,15 @@ def test_bad_input_is_refused_in_one_line(model):
         "ids must be an integer tensor": lambda: decoding.greedy(model, ids[0], 1),
         "window must be a whole": lambda: decoding.cached_perplexity(model, ids[0], DynamicCache, 99),
     })
+
+
+@pytest.mark.parametrize("config", [
+    OpenAIGPTConfig(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+               intermediate_size=48)])
+def test_a_model_that_takes_no_notice_of_a_cache_is_refused(config):
+    """It would read each piece without what came before."""
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for call in (decoding.read, lambda model, ids, cache: decoding.greedy(model, ids, 2, cache)):
+        with pytest.raises(ValueError, match="puts nothing into a KV cache"):
+            call(model, tokens(), make_cache(config, DynamicLayer))
