@@ -1,7 +1,9 @@
 # The course. `make help` lists what there is.
 PYTHON ?= python3
 SETUP = $(PYTHON) scripts/setup_environment.py
-BIN = $(or $(COURSE_VENV),.venv)/bin
+BIN = "$(patsubst ~/%,$(HOME)/%,$(or $(COURSE_VENV),.venv))/bin"
+# They would show the environment the packages of another Python.
+unexport PYTHONPATH PYTHONHOME
 # In a container the user is often root, and Jupyter wants to be told that this is meant.
 ALLOW_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 .PHONY: help setup course lab test quick test-browser bench sync lint lock clean
@@ -18,7 +20,7 @@ course:        ## run every lesson end to end and print a table
 
 lab:           ## open JupyterLab on the learner's notebooks
 	@$(SETUP)
-	@$(BIN)/jupyter lab --notebook-dir=notebooks $(ALLOW_ROOT)
+	@$(BIN)/course lab $(ALLOW_ROOT)
 
 test:          ## every test, the same that CI runs
 	@$(SETUP) --extras libraries,author

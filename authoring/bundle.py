@@ -218,9 +218,17 @@ def course_files(project: Project) -> list[Path]:
     Raises:
         CourseError: the course's folder is no git checkout.
     """
-    done = subprocess.run(["git", "-C", str(project.root), "ls-files", "-z"], capture_output=True, text=True)
+    advice = "What belongs to the course is what git knows: clone the repository, and run this in the clone."
+    if not (project.root / ".git").exists():  # unpacked from a zip file, perhaps inside another repository
+        raise CourseError(f"{project.root} is no git checkout. {advice}")
+    try:
+        done = subprocess.run(["git", "-C", str(project.root), "ls-files", "-z"], capture_output=True,
+                              encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise CourseError(f"git cannot be run ({error.strerror}): install it. {advice}") from error
     if done.returncode:
-        raise CourseError(f"{project.root} is no git checkout: what belongs to the course is what git knows.")
+        said = (done.stderr.strip().splitlines() or ["nothing"])[0]
+        raise CourseError(f"git does not read {project.root}: {said}. {advice}")
     paths = [project.root / name for name in done.stdout.split("\0") if name]
     return [path for path in paths if path.is_file() and not path.is_symlink()]
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from authoring.engines_cli import app as engines_app
-from authoring.project import Project
+from authoring.project import KINDS, Project
 
 app = typer.Typer(
     help="Generate, run, verify and grade the course's lessons.",
@@ -30,6 +30,9 @@ def _options(
     root: Annotated[Path | None, typer.Option(hidden=True, help="folder of another course")] = None,
 ) -> None:
     """Note which course the subcommand works on."""
+    from authoring.places import settle_variables
+
+    settle_variables()
     context.obj = Project(root.resolve()) if root else Project()
 
 
@@ -43,6 +46,7 @@ def sync(
 ) -> None:
     """Generate notebooks/ and solutions/ from lessons/ and execute what is stale."""
     from authoring import sync as work
+    from authoring.places import writable_folder
     from authoring.progress import cells
 
     if check:
@@ -53,6 +57,8 @@ def sync(
             raise typer.Exit(1)
         typer.echo("Everything generated is in step with lessons/.")
         return
+    for name in (*KINDS, "recorded"):  # or minutes of executing would be lost
+        writable_folder(context.obj.root / name, "copy the course to a folder of your own and run it there")
     with cells() as progress:
         written = work.sync(
             context.obj, lessons or (), force=force, run=run, report=progress.say, on_cell=progress.cell
@@ -75,14 +81,17 @@ def parameters(profile: str | None, lm: str | None, device: str | None) -> dict[
         device: "cpu", "cuda", ...
 
     Returns:
-        Name of the parameter -> its value, without those that are None or empty.
+        Name of the parameter -> its value, without those that are None or empty. A local folder is named in
+        full: a notebook runs in a folder of its own.
 
     Raises:
-        ValueError: there is no such profile.
+        ValueError: there is no such profile or folder.
     """
+    from authoring.places import model
+
     if profile not in (None, "cpu", "gpu"):
         raise ValueError(f"--profile must be cpu or gpu, is {profile!r}.")
-    given = {"PROFILE": profile, "LM": lm, "DEVICE": device}
+    given = {"PROFILE": profile, "LM": model(lm) if lm else None, "DEVICE": device}
     return {name: value for name, value in given.items() if value}
 
 
@@ -95,13 +104,35 @@ def run(
     lm: Model = None,
     device: Device = None,
     offline: Annotated[bool, typer.Option("--offline", help="let no connection leave this machine")] = False,
+    out: Annotated[Path | None, typer.Option(help="folder for the executed notebooks; else runs/")] = None,
 ) -> None:
     """Run lessons end to end into runs/ and print minutes, memory and exercises passed."""
     from authoring.run import main as work
 
     kind = "notebooks" if notebooks else "solutions"
     given = parameters(profile, lm, device)
-    raise typer.Exit(work(context.obj, lessons or (), kind=kind, parameters=given, offline=offline))
+    raise typer.Exit(work(context.obj, lessons or (), kind=kind, parameters=given, offline=offline, out=out))
+
+
+@app.command()
+def lab(
+    context: typer.Context,
+    allow_root: Annotated[bool, typer.Option("--allow-root", help="Jupyter wants root to say so")] = False,
+) -> None:
+    """Open JupyterLab on notebooks/."""
+    import os
+    import sys
+
+    from authoring.places import writable_folder
+
+    folder = context.obj.root / "notebooks"
+    try:
+        writable_folder(folder)
+    except ValueError:
+        typer.echo(f"{folder} is read-only: to keep what you write, copy it and open the copy with "
+                   f"{sys.executable} -m jupyterlab --notebook-dir=COPY")
+    command = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}"]
+    os.execv(sys.executable, command + ["--allow-root"] * allow_root)
 
 
 @app.command()
@@ -130,7 +161,10 @@ def grade(
 ) -> None:
     """Grade submitted notebooks with nbgrader's rules, without a gradebook."""
     from authoring.grade import main as work
+    from authoring.places import absolute, writable_file, writable_folder
 
+    csv = writable_file(csv, "--csv") if csv else None
+    feedback = writable_folder(absolute(feedback), "name another with --feedback") if feedback else None
     raise typer.Exit(work(context.obj, submissions, csv_path=csv, feedback=feedback, timeout=timeout,
                           library_points=library_points))
 
@@ -184,7 +218,9 @@ def mutants(
 ) -> None:
     """Make small changes to the reference of each exercise: does its check notice every one?"""
     from authoring.mutants import main as work
+    from authoring.places import writable_file
 
+    json = writable_file(json, "--json") if json else None
     raise typer.Exit(work(context.obj, lessons or (), show=show, json_path=json))
 
 
@@ -202,7 +238,10 @@ def fetch() -> None:
 def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None) -> None:
     """Run side-by-side measurements and keep them in recorded/."""
     from authoring.bench import main as work
+    from authoring.places import writable_folder
+    from course_utils import records
 
+    writable_folder(records.FOLDER, "measure in a checkout of your own")
     raise typer.Exit(work(names or ()))
 
 
@@ -227,6 +266,7 @@ def gpu_run(
     """On a GPU machine: machine, lessons, comparison, 13B model, 2:4, KV caches, engines; each bounded."""
     from authoring.gpu.plan import Settings
     from authoring.gpu.run import gpu_run as work
+    from authoring.places import absolute, writable_folder
 
     limits = {}
     for text in limit or ():
@@ -234,8 +274,10 @@ def gpu_run(
         if not seconds.isdigit():
             raise ValueError(f"--limit is written STEP=SECONDS, such as lessons=200, not {text!r}.")
         limits[name] = int(seconds)
-    settings = Settings(str(out.resolve()), str(context.obj.root), device, small, jobs, keep_going,
-                        tuple(lesson or ()))
+    if record:
+        writable_folder(context.obj.root / "recorded", "leave --record out")
+    out = writable_folder(absolute(out), "name another with --out")
+    settings = Settings(str(out), str(context.obj.root), device, small, jobs, keep_going, tuple(lesson or ()))
     lines = work(settings, minutes=minutes, only=only or (), skip=skip or (), limits=limits, record=record,
                  say=typer.echo)
     typer.echo(f"report: {settings.folder / 'report.md'}")
@@ -259,7 +301,10 @@ def bundle(
 ) -> None:
     """Pack packages, models, texts and the course for a machine without a network."""
     from authoring import bundle as work
+    from authoring.places import absolute, writable_folder
 
+    out = absolute(out)
+    writable_folder(out.parent, "name another folder with --out")
     request = work.request(python, platform, has or (), has_file, extras or (), without or (), classifiers)
     manifest = work.bundle(context.obj, request, out, work.parse_size(parts))
     typer.echo(work.summary(manifest, out))
@@ -279,22 +324,54 @@ def unbundle(
 app.add_typer(engines_app, name="engines")
 
 
+def _check_copy(program: Path, prefix: Path) -> None:
+    """Refuse to be the `course` of a copied folder: it begins with a path to the Python it was copied from.
+
+    Args:
+        program: as it was called.
+        prefix: the environment whose Python runs.
+
+    Raises:
+        ValueError: the program stands in another environment.
+    """
+    environment = program.absolute().parent.parent
+    if (environment / "pyvenv.cfg").is_file() and prefix.exists() and not environment.samefile(prefix):
+        raise ValueError(f"{environment} was copied or moved from {prefix} and still runs what is there: "
+                         f"run `make setup` in {environment.parent}.")
+
+
 def main() -> None:
     """Entry point: errors that a user can mend are one line, not a traceback.
 
     Raises:
         SystemExit: with the exit code of the subcommand; 1 for such an error.
     """
+    import sys
+
+    from course_utils.cache import REASONS
     from course_utils.errors import CourseError
 
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that knows few letters
     try:
+        _check_copy(Path(sys.argv[0]), Path(sys.prefix))
         app()
     except (ValueError, CourseError) as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("jupytext", "nbgrader", "pytest", "ruff"):
+        package = (error.name or "").partition(".")[0]
+        if package in ("course_utils", "authoring"):
             raise
-        message = f"{error}. Authors and instructors install more: pip install -e '.[author]'"
+        if package in ("jupytext", "nbgrader", "pytest", "ruff"):
+            message = f"{error}. Authors and instructors install more: pip install -e '.[author]'"
+        else:
+            message = (f"{error} in {sys.prefix}, so the environment is not complete. If it is the course's "
+                       "own, remove that folder and run `make setup`.")
+    except OSError as error:
+        if error.errno not in REASONS:
+            raise
+        where = f"{error.filename} cannot be written or read: " if error.filename else ""
+        message = f"{where}{REASONS[error.errno]}. Make room or name another place, and run it again."
     else:
         return
     typer.echo(f"error: {message}", err=True)

@@ -53,7 +53,7 @@ def run_engine(
     from course_utils import engines
 
     try:
-        text = Path(request[1:]).read_text() if request.startswith("@") else request
+        text = Path(request[1:]).read_text(encoding="utf-8") if request.startswith("@") else request
         answer = engines.run(name, json.loads(text), timeout)
     except (OSError, ValueError) as error:
         typer.echo(str(error), err=True)

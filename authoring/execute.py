@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 import papermill
 import psutil
+from IPython.core.inputtransformer2 import TransformerManager
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
@@ -119,8 +121,14 @@ def execute(
         The notebook with its outputs, its time and memory, and its error if there was one.
 
     Raises:
+        ValueError: a parameter would not reach the notebook's code.
         Exception: the notebook cannot be read, or no kernel starts.
     """
+    if isinstance(notebook, Path):
+        name, notebook = notebook.name, read(notebook)
+    else:
+        name = "the notebook"
+    check_parameters(notebook, parameters or {}, name)
     seen, error, traceback = {}, None, ""
     started = time.monotonic()
     with PeakMemory(seen) as memory, _environment(offline):
@@ -131,6 +139,7 @@ def execute(
                 parameters=parameters or {},
                 engine_name="course",
                 kernel_name="python3",
+                language="python",  # not every program that saves notebooks notes it
                 progress_bar=False,
                 request_save_on_cell_execute=False,
                 cwd=folder,
@@ -156,6 +165,78 @@ def execute(
         failed = errors(node)
         error = f"cell {next(iter(failed), seen.get('cell'))!r}: {error}"
     return Execution(node, seconds, memory.peak, memory.cell, error, traceback)
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook of any format, as the present one: its cells have ids.
+
+    Args:
+        path: of its file.
+
+    Returns:
+        The notebook.
+
+    Raises:
+        Exception: it cannot be read.
+    """
+    return nbformat.v4.upgrade(nbformat.read(path, as_version=4))
+
+
+def check_parameters(notebook: NotebookNode, names: Iterable[str], where: str) -> None:
+    """Refuse a notebook in which parameters would not act: papermill would only warn, and run it without.
+
+    Parameters are put after the one cell tagged "parameters". They act when no cell sets them again after
+    it, and none uses them before.
+
+    Args:
+        notebook: what would be executed; nothing of it is changed.
+        names: of the parameters that are given.
+        where: what the notebook is called in the error.
+
+    Raises:
+        ValueError: they would not act; names the cell.
+    """
+    given = set(names)
+    if not given:
+        return
+    mend = "Mend it, or take a fresh copy of the notebook and put your answers into it."
+    listed = ", ".join(sorted(given))
+    tagged = [n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1 or notebook.cells[tagged[0]].cell_type != "code":
+        found = {0: "no cell is", 1: "a text cell is"}.get(len(tagged), f"{len(tagged)} cells are")
+        raise ValueError(f"{where}: {found} tagged 'parameters', so {listed} cannot be set from outside. The "
+                         f"tag belongs to the one code cell that sets PROFILE, LM and DEVICE. {mend}")
+    earlier = [n for n, cell in enumerate(notebook.cells)
+               if "injected-parameters" in cell.metadata.get("tags", [])]  # papermill replaces this one
+    place = (earlier or tagged)[0]
+    for n, cell in enumerate(notebook.cells):
+        if cell.cell_type != "code" or n in earlier:
+            continue
+        used, assigned = _names(cell.source)
+        early, again = (given & used if n <= place else set()), (given & assigned if n > place else set())
+        if early or again:
+            does = f"{'uses' if early else 'sets'} {', '.join(sorted(early or again))}"
+            when = "before the parameters are set" if early else "again, after the cell tagged 'parameters'"
+            raise ValueError(f"{where}, cell {cell.get('id', n)!r} {does} {when}, so setting it from outside "
+                             f"would not act. {mend}")
+
+
+def _names(source: str) -> tuple[set[str], set[str]]:
+    """Names that a cell uses and that it assigns when it runs; bodies of functions run later, if at all."""
+    used, assigned = set(), set()
+    try:
+        left = [ast.parse(TransformerManager().transform_cell(source))]
+    except SyntaxError:  # it will say so itself
+        return used, assigned
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else assigned).add(node.id)
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name):
+            used.add(node.target.id)
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            left += ast.iter_child_nodes(node)
+    return used, assigned
 
 
 def errors(notebook: NotebookNode) -> dict[str, str]:
@@ -224,7 +305,7 @@ def _high_water(pid: int) -> int:
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
         return 0
-    for line in status.read_text().splitlines():
+    for line in status.read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0

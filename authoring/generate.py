@@ -94,7 +94,7 @@ def read_title(project: Project, path: Path) -> Lesson:
     Returns:
         The lesson with this one cell: enough for its number, key, title and goal.
     """
-    first, *rest = path.read_text().partition("# %%")[2].splitlines()
+    first, *rest = path.read_text(encoding="utf-8").partition("# %%")[2].splitlines()
     goal = re.search(r'goal=("(?:[^"\\]|\\.)*")', first)
     lines = [line.removeprefix("#").removeprefix(" ")
              for line in itertools.takewhile(lambda line: not line.startswith("# %%"), rest)]
@@ -120,7 +120,7 @@ def read_lesson(project: Project, path: Path) -> Lesson:
     relative = project.relative(path)
     key_of(path)
     try:
-        notebook = jupytext.reads(path.read_text(), fmt="py:percent")
+        notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
     except Exception as error:
         raise LessonError(relative, None, f"is no py:percent text: {error}") from error
     cells, seen = [], {"setup", "parameters"}

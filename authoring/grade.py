@@ -9,7 +9,8 @@ import csv
 import dataclasses
 import os
 import re
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import nbformat
@@ -19,6 +20,7 @@ from nbgrader.utils import determine_grade
 from nbgrader.utils import setenv as with_environment
 
 from authoring import generate, sync
+from authoring.execute import read
 from authoring.project import Project
 from authoring.run import LIBRARY, exercise_statuses
 from course_utils.checking import LIBRARY_POINTS
@@ -71,7 +73,7 @@ def grade(
     """
     result = Grade(Path(submission))
     try:
-        notebook = nbformat.read(submission, as_version=4)
+        notebook = read(Path(submission))
         result.lesson = lesson_of(notebook, submission)
         release = released(project, result.lesson)
     except Exception as error:
@@ -156,6 +158,7 @@ def restore(notebook: NotebookNode, release: NotebookNode) -> list[str]:
     notes = []
     official = {_id(cell): cell for cell in release.cells if _id(cell)}
     kept, seen = [], set()
+    code = {name for name, cell in official.items() if cell.cell_type == "code"}
     for cell in notebook.cells:
         name = _id(cell)
         if name is None or name not in official:
@@ -176,6 +179,9 @@ def restore(notebook: NotebookNode, release: NotebookNode) -> list[str]:
                 notes.append(f"changed check {name}: put back")
             cell = copy.deepcopy(official[name])
         else:
+            if name in code and cell.cell_type != "code":  # as nbgrader's OverwriteCells does
+                notes.append(f"answer {name} had been turned into {cell.cell_type}: turned back into code")
+                cell = nbformat.v4.new_code_cell(cell.source, metadata=cell.metadata, id=cell.get("id", name))
             cell.metadata["nbgrader"] = copy.deepcopy(official[name].metadata.nbgrader)
         kept.append(cell)
     for position, name in enumerate(official):
@@ -230,35 +236,94 @@ def write_csv(grades: list[Grade], path: Path) -> None:
         grades: what `grade` returned.
         path: of the file; it is overwritten.
     """
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["submission", "lesson", "cell", "points", "maximum", "notes"])
         for graded in grades:
             notes = "; ".join([graded.error] * bool(graded.error) + graded.notes)
             for name, (points, maximum) in graded.cells.items() or [("", ("", ""))]:
-                writer.writerow([graded.submission, graded.lesson, name, points, maximum, notes])
+                writer.writerow([_shown(graded.submission), graded.lesson, name, points, maximum, notes])
 
 
-def write_feedback(grades: list[Grade], folder: Path) -> None:
+def page_names(submissions: Sequence[Path], released: Collection[str] = ()) -> list[str]:
+    """A name for each submission's page, the shortest that tells it from the others.
+
+    It is the file's name without ending. Where files are called alike, the names of as many folders as are
+    needed stand before it: "alice_L" of alice/L.ipynb. So does one where the file still has the name that it
+    was handed out under, or the pages of two calls would have one name. Names that a file system takes for
+    one, since it does not tell capitals or ways to write an accent apart, count as equal.
+
+    Args:
+        submissions: paths of different files.
+        released: names, without ending, that notebooks are handed out under.
+
+    Returns:
+        The names in the same order, all different.
+    """
+    parts = [Path(os.path.abspath(path)).with_suffix("").parts[1:] for path in submissions]
+    depth = [2 if each[-1] in released and len(each) > 1 else 1 for each in parts]
+
+    def names() -> list[str]:
+        return ["_".join(each[-deep:])[-MOST_LETTERS:] for each, deep in zip(parts, depth, strict=True)]
+
+    def alike() -> list[int]:
+        keys = [unicodedata.normalize("NFC", name).casefold() for name in names()]
+        return [n for n, key in enumerate(keys) if keys.count(key) > 1]
+
+    while longer := [n for n in alike() if depth[n] < len(parts[n])]:
+        for n in longer:
+            depth[n] += 1
+    clash, found = alike(), names()  # a_b/L and a/b_L, or names that are too long
+    return [f"{name}_{n + 1}" if n in clash else name for n, name in enumerate(found)]
+
+
+MOST_LETTERS = 60  # of a page's name: with 4 bytes a letter it is below the 255 bytes of file systems
+
+
+def _shown(path: Path) -> str:
+    """A path as text: bytes that are no letters, in names from another system, become question marks."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
+def write_feedback(grades: list[Grade], folder: Path, released: Collection[str] = ()) -> None:
     """Write an HTML page for each submission that was executed: its points, then the notebook.
 
     Args:
         grades: what `grade` returned.
         folder: where the pages go; made if it does not exist.
+        released: as in `page_names`.
     """
     from nbconvert import HTMLExporter
 
     folder.mkdir(parents=True, exist_ok=True)
-    for graded in grades:
+    names = page_names([graded.submission for graded in grades], released)
+    for graded, name in zip(grades, names, strict=True):
         if graded.notebook is None:
             continue
         lines = [f"# {graded.points:g} of {graded.maximum:g} points", ""]
-        lines += [f"- {name}: {got:g} of {most:g}" for name, (got, most) in graded.cells.items()]
+        lines += [f"`{_shown(graded.submission)}`", ""]
+        lines += [f"- {cell}: {got:g} of {most:g}" for cell, (got, most) in graded.cells.items()]
         lines += [f"- note: {note}" for note in graded.notes]
         page = copy.deepcopy(graded.notebook)
         page.cells.insert(0, nbformat.v4.new_markdown_cell("\n".join(lines), id="grade"))
         html, _ = HTMLExporter().from_notebook_node(page)
-        sync.replace_file(folder / f"{graded.submission.stem}.html", html)
+        sync.replace_file(folder / f"{name}.html", html)
+
+
+def once(submissions: Sequence[Path]) -> list[Path]:
+    """The submissions without those that are named a second time; says which.
+
+    Args:
+        submissions: paths, possibly written differently.
+
+    Returns:
+        The first of each, in order. Two names for one file, by a link, are two submissions.
+    """
+    found = {}
+    for path in submissions:
+        if found.setdefault(os.path.abspath(path), path) is not path:
+            print(f"{path} is named twice: graded once.")
+    return list(found.values())
 
 
 def main(
@@ -287,6 +352,9 @@ def main(
     from rich.progress import track
     from rich.table import Table
 
+    from authoring.progress import table_width
+
+    submissions = once(submissions)
     grades = [
         grade(project, submission, timeout=timeout, library_points=library_points)
         for submission in track(submissions, description="grading", transient=True)
@@ -295,11 +363,10 @@ def main(
     for graded in grades:
         points = "-" if graded.error else f"{graded.points:g}/{graded.maximum:g}"
         notes = "\n".join([graded.error] * bool(graded.error) + graded.notes)
-        shown.add_row(str(graded.submission), graded.lesson, points, notes)
-    width = None if Console().is_terminal else max(140, int(os.environ.get("COLUMNS", 0)))
-    Console(width=width, markup=False).print(shown)
+        shown.add_row(_shown(graded.submission), graded.lesson, points, notes)
+    Console(width=table_width(), markup=False).print(shown)
     if csv_path:
         write_csv(grades, csv_path)
     if feedback:
-        write_feedback(grades, feedback)
+        write_feedback(grades, feedback, [lesson.stem for lesson in project.lessons()])
     return int(any(graded.error for graded in grades))

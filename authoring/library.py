@@ -30,7 +30,7 @@ def find_source(root: Path, target: str) -> str:
     path = _module_file(root, module)
     if path is None or not name.isidentifier():
         raise ValueError(f"{target!r} is no function of this repository (write package.module:function).")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and node.name == name:
             start = min([node.lineno, *(d.lineno for d in node.decorator_list)])

@@ -82,7 +82,7 @@ def place(project: Project, source: Path) -> str:
 
 def _title(project: Project, stem: str) -> str:
     """A lesson's title, read from the first heading of its source."""
-    for line in (project.root / "lessons" / f"{stem}.py").read_text().splitlines():
+    for line in (project.root / "lessons" / f"{stem}.py").read_text(encoding="utf-8").splitlines():
         if line.startswith("# # "):
             return line.removeprefix("# # ").strip()
     return stem

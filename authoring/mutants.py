@@ -194,7 +194,7 @@ def explained(project: Project, key: str) -> dict[tuple[str, str, str], str]:
     """
     path = project.root / FOLDER / f"{key}.toml"
     try:
-        entries = tomllib.loads(path.read_text()).get("equal", []) if path.exists() else []
+        entries = tomllib.loads(path.read_text(encoding="utf-8")).get("equal", []) if path.exists() else []
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{project.relative(path)} is no TOML: {error}") from error
     found: dict[tuple[str, str, str], str] = {}

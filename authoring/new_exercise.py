@@ -151,11 +151,12 @@ def new_exercise(project: Project, lesson: str, name: str, *, function: str = ""
     text = {}
     for place, empty in ((plan.module, NEW_MODULE), (plan.test, NEW_TEST)):
         file = project.root / place
-        text[place] = file.read_text() if file.exists() else empty.replace("{key}", plan.lesson.key)
+        new = empty.replace("{key}", plan.lesson.key)
+        text[place] = file.read_text(encoding="utf-8") if file.exists() else new
     _check_free(plan, text)
     text[plan.module] = _with_entry(project, plan, text[plan.module], source)
     text[plan.test] = _with_planted(plan, text[plan.test])
-    text[plan.lesson.path] = _with_cell(plan, path.read_text(), after)
+    text[plan.lesson.path] = _with_cell(plan, path.read_text(encoding="utf-8"), after)
     replace_files({project.root / place: content for place, content in text.items()})
     return [f"wrote {place}" for place in text] + NEXT.format(
         lesson=plan.lesson.path, cell=plan.cell, module=plan.module, test=plan.test,
@@ -190,7 +191,7 @@ def _places(project: Project, name: str) -> list[str]:
     """Where the library defines a function or class of this name, as "package.module:name"."""
     found = []
     for path in sorted((project.root / "course_utils").rglob("*.py")):
-        for node in ast.parse(path.read_text()).body:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
                 parts = path.relative_to(project.root).with_suffix("").parts
                 found.append(f"{'.'.join(part for part in parts if part != '__init__')}:{name}")

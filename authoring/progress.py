@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,16 @@ class CellProgress:
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.path = self.task = None
+
+
+def table_width() -> int | None:
+    """Width for a table with paths in it, which a narrow pipe would fold.
+
+    Returns:
+        Columns; None for those of the terminal.
+    """
+    columns = os.environ.get("COLUMNS", "")
+    return None if Console().is_terminal else max(140, int(columns) if columns.isdigit() else 0)
 
 
 @contextlib.contextmanager

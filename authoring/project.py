@@ -5,6 +5,7 @@ number only says where it stands.
 """
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class Project:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The content of pyproject.toml."""
-        return tomllib.loads((self.root / "pyproject.toml").read_text())
+        return tomllib.loads((self.root / "pyproject.toml").read_text(encoding="utf-8"))
 
     @property
     def repository(self) -> str:
@@ -236,6 +237,29 @@ def _named(path: Path | str) -> re.Match[str]:
     return found
 
 
+def _is_called(file: Path, name: str) -> bool:
+    """Whether a name is the file's key or number. A learner's copy beside it (04_gptq-Copy1) has neither."""
+    found = FILE_NAME.fullmatch(file.stem)
+    if found is None:
+        return False
+    return name == found["key"] or (name.isdigit() and int(name) == int(found["number"]))
+
+
+def is_foreign(name: str, files: list[Path]) -> bool:
+    """Whether a name is the path of a file outside of the course, such as a copy called like a lesson.
+
+    Args:
+        name: as the user wrote it.
+        files: of the course, in one of its folders.
+
+    Returns:
+        True when it is.
+    """
+    path = Path(os.path.abspath(Path(name).expanduser()))
+    return len(Path(name).parts) > 1 and path.is_file() and not path.resolve().is_relative_to(
+        files[0].resolve().parent.parent if files else path.anchor)
+
+
 def select(files: list[Path], numbers: Sequence[str]) -> list[Path]:
     """The files that were asked for.
 
@@ -247,15 +271,16 @@ def select(files: list[Path], numbers: Sequence[str]) -> list[Path]:
         Those files, in order.
 
     Raises:
-        ValueError: there is no such lesson.
+        ValueError: there is no such lesson, or a file was named that is not of this course.
     """
     if not numbers:
         return files
     chosen = []
     for number in numbers:
         stem = Path(str(number)).stem
-        matches = [f for f in files if stem in (f.stem, key_of(f))
-                   or (stem.isdigit() and int(number_of(f)) == int(stem))]  # fmt: skip
+        if is_foreign(number, files):
+            raise ValueError(f"{number} is a file outside of the course: name a lesson by its number or key.")
+        matches = [f for f in files if stem == f.stem or _is_called(f, stem)]
         if not matches:
             raise ValueError(f"no lesson {number!r}: there are {', '.join(f.stem for f in files) or 'none'}.")
         chosen += [match for match in matches if match not in chosen]

@@ -1,7 +1,7 @@
 """Run lessons end to end with papermill and say what each took and which exercises passed."""
 
+import contextlib
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +12,8 @@ from nbformat import NotebookNode
 from rich.console import Console
 from rich.table import Table
 
-from authoring.project import Project
+from authoring import places
+from authoring.project import Project, is_foreign
 from authoring.sync import replace_file
 
 LIBRARY = "passed with the library's function"  # status of an exercise that was skipped in this way
@@ -59,17 +60,20 @@ def run_lessons(
     kind: str = "solutions",
     parameters: dict[str, Any] | None = None,
     offline: bool = False,
+    out: Path | None = None,
     on_cell: Callable[[Path, int, int, NotebookNode], None] | None = None,
     done: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Execute notebooks into runs/<kind>/. One that fails does not keep the others from running.
+    """Execute notebooks. One that fails does not keep the others from running.
 
     Args:
         project: the course.
-        numbers: which lessons, as in `Project.lessons`.
+        numbers: which lessons, as in `Project.lessons`; also paths of copies outside of the course.
         kind: "solutions" or "notebooks".
         parameters: papermill parameters such as {"DEVICE": "cuda"}.
         offline: let no connection leave the machine.
+        out: folder for the executed notebooks, which go into its folder <kind>; chosen as
+            `places.runs_folder` does when left out.
         on_cell: called with (path, index, number of cells, cell) when a cell starts.
         done: called with the `Row` of each notebook when it has run.
 
@@ -77,37 +81,61 @@ def run_lessons(
         A row for each notebook; that of one that failed has its error.
 
     Raises:
-        ValueError: there is no notebook, or no such lesson.
+        ValueError: there is no notebook, no such lesson, the folder cannot be written, or a parameter
+            would not reach a notebook's code.
     """
+    from authoring.execute import check_parameters, read
+
     rows = []
-    for file in project.notebooks(kind, numbers):
-        rows.append(_run_one(project, file, kind, parameters, offline, on_cell))
+    files = _files(project, kind, numbers)
+    for file in files if parameters else ():
+        with contextlib.suppress(OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
+            check_parameters(read(file), parameters, str(project.relative(file)))
+    folder = places.writable_folder(places.runs_folder(project, out) / kind, "name another with --out")
+    for file in files:
+        rows.append(_run_one(project, file, folder / file.name, parameters, offline, on_cell))
         if done:
             done(rows[-1])
     return rows
 
 
+def _files(project: Project, kind: str, numbers: Sequence[str]) -> list[Path]:
+    """The notebooks that were asked for: copies outside of the course by path, then the course's own."""
+    known = project.notebooks(kind)
+    copies = [places.absolute(number) for number in numbers if is_foreign(number, known)]
+    others = [number for number in numbers if not is_foreign(number, known)]
+    files = [*dict.fromkeys(copies), *(project.notebooks(kind, others) if others or not copies else [])]
+    names = [file.name for file in files]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two notebooks are called {twice.pop()}, and so would be their results: run one "
+                         "at a time, each with its own --out.")
+    return files
+
+
 def _run_one(
     project: Project,
     file: Path,
-    kind: str,
+    target: Path,
     parameters: dict[str, Any] | None,
     offline: bool,
     on_cell: Callable[[Path, int, int, NotebookNode], None] | None,
 ) -> Row:
     from authoring.execute import execute
 
-    target = project.root / "runs" / kind / file.name
     tell = (lambda *cell: on_cell(file, *cell)) if on_cell else None
     try:
         done = execute(file, file.parent, parameters=parameters, offline=offline, on_cell=tell)
     except Exception as error:  # an unreadable notebook, a kernel that does not start
         return Row(file.stem, 0.0, 0, 0, 0, project.relative(file), f"{type(error).__name__}: {error}")
-    replace_file(target, nbformat.writes(done.notebook))
+    error = done.error or ""
+    try:
+        replace_file(target, nbformat.writes(done.notebook))
+    except OSError as problem:  # the lesson ran, and the disk is full by now
+        error = error or f"{target} could not be written: {problem.strerror}"
     statuses = exercise_statuses(done.notebook)
     counted = Counter(statuses.values())
     return Row(file.stem, done.seconds, done.peak_bytes, counted["passed"], len(statuses),
-               project.relative(target), done.error or "", counted[LIBRARY])  # fmt: skip
+               project.relative(target), error, counted[LIBRARY])  # fmt: skip
 
 
 def exercise_statuses(notebook: NotebookNode) -> dict[str, str]:
@@ -178,8 +206,10 @@ def main(project: Project, numbers: Sequence[str], **options: Any) -> int:
     Raises:
         ValueError: there is no notebook, or no such lesson.
     """
-    from authoring.progress import cells
+    from authoring.progress import cells, table_width
 
+    options["out"] = places.runs_folder(project, options.get("out"))
+    print(f"Executed notebooks go into {options['out']}", flush=True)
     with cells() as progress:
         rows = run_lessons(
             project,
@@ -191,7 +221,5 @@ def main(project: Project, numbers: Sequence[str], **options: Any) -> int:
             ),
             **options,
         )
-    # A narrow pipe would fold the paths.
-    width = None if Console().is_terminal else max(140, int(os.environ.get("COLUMNS", 0)))
-    Console(width=width).print(table(rows))
+    Console(width=table_width()).print(table(rows))
     return int(any(row.error for row in rows))

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from nbformat.notebooknode import from_dict
 
 from authoring import generate, leaks, links
 from authoring.project import KINDS, LessonError, Project, key_of
+from course_utils import lesson_needs
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 TABLE = "lessons"  # between <!-- lessons:begin --> and <!-- lessons:end --> in the README
 PICTURE = "picture"
+NEEDS = "needs"  # what lessons may need of a model; only where the README asks for it
 
 
 def check(project: Project, numbers: Sequence[str] = ()) -> list[str]:
@@ -261,7 +264,7 @@ def read_costs(project: Project) -> dict[str, dict]:
     Returns:
         Key of the lesson -> "minutes", "peak_gb" and the machine; {} before the first execution.
     """
-    return json.loads(project.costs_file.read_text()) if project.costs_file.exists() else {}
+    return json.loads(project.costs_file.read_text(encoding="utf-8")) if project.costs_file.exists() else {}
 
 
 def save_costs(project: Project, key: str, execution: Execution) -> None:
@@ -303,8 +306,11 @@ def readme_text(
     path = project.root / "README.md"
     if not path.exists():
         return None
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     fresh = links.renumber(project, _replace_part(text, TABLE, lesson_table(project, lessons, costs)))
+    if f"<!-- {NEEDS}:begin -->" in fresh:
+        needs = "\n".join(f"- *{need}*: {text}." for need, text in lesson_needs.NEEDS.items())
+        fresh = _replace_part(fresh, NEEDS, needs)
     shown = picture(project)
     if shown:
         alt = shown[1].replace("[", "(").replace("]", ")")
@@ -378,17 +384,40 @@ def lesson_table(project: Project, lessons: list[generate.Lesson], costs: dict[s
     Returns:
         Markdown.
     """
-    rows = ["| lesson | minutes | memory | what you measure |", "|---|---|---|---|"]
+    rows = ["| lesson | minutes | memory | model needs | what you measure |", "|---|---|---|---|---|"]
     first = {part.lessons[0]: part for part in project.parts if part.lessons}
     for lesson in lessons:
         if part := first.get(lesson.key):
-            rows.append(f"| **Part {part.number}: {part.title}** | | | |")
+            rows.append(f"| **Part {part.number}: {part.title}** | | | | |")
         cost = costs.get(lesson.key)
         minutes, memory = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
         name = f"{lesson.number}: {lesson.title}".replace("|", "\\|")
         goal = lesson.goal.replace("|", "\\|")
-        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {minutes} | {memory} | {goal} |")
+        needs = model_needs(lesson)
+        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {minutes} | {memory} | {needs} | {goal} |")
     return "\n".join(rows)
+
+
+def model_needs(lesson: generate.Lesson) -> str:
+    """What a lesson needs of the model that --lm names.
+
+    Args:
+        lesson: the lesson.
+
+    Returns:
+        Its needs with commas between; "any model" when it has none; "-" when it does not use LM.
+
+    Raises:
+        ValueError: it loads LM and does not call `shapes.require` with its own key in the next line.
+    """
+    code = "\n".join(cell.source for cell in lesson.cells if cell.type == "code")
+    if "load_lm(LM" not in code:
+        return "-"
+    call = rf'^(\w+), \w+ = models\.load_lm\(LM, device=DEVICE\)\nshapes\.require\(\1, "{lesson.key}"\)$'
+    if lesson.key not in lesson_needs.LESSONS or not re.search(call, code, re.MULTILINE):
+        raise ValueError(f'{lesson.stem} loads LM: write shapes.require(model, "{lesson.key}") in the line '
+                         "behind it, and what it needs in course_utils/lesson_needs.py")
+    return ", ".join(lesson_needs.LESSONS[lesson.key]) or "any model"
 
 
 TEXTS = ("README.md", "CONTRIBUTING.md", "AGENTS.md", "docs/**/*.md", "course_utils/**/*.py",
@@ -433,7 +462,7 @@ def _check_notebook(project: Project, path: Path, expected: NotebookNode) -> lis
     name = str(project.relative(path))
     if not path.exists():
         return [f"{name}: missing. Run `course sync`."]
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if len(text.encode()) > generate.SIZE_LIMIT:
         return [too_large(name, text)]
     try:
@@ -503,7 +532,7 @@ def write_notebook(project: Project, path: Path, notebook: NotebookNode) -> bool
     text = generate.to_text(notebook)
     if len(text.encode()) > generate.SIZE_LIMIT:
         raise LessonError(project.relative(path), largest_cell(notebook), too_large("", text).lstrip(": "))
-    if path.exists() and path.read_text() == text:
+    if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
     replace_file(path, text)
     return True

@@ -10,9 +10,11 @@ whitespace aside. All other cells are compared by nbval as they are, byte by byt
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -210,16 +212,21 @@ def verify(project: Project, numbers: Sequence[str] = (), parameters: dict[str, 
 
 @contextlib.contextmanager
 def _with_parameters(file: Path, parameters: dict[str, Any]) -> Iterator[Path]:
-    """A copy beside `file`, for the block, whose parameters cell ends in these assignments."""
+    """A copy, for the block, whose parameters cell ends in these assignments: beside `file`, if possible."""
     import nbformat
 
-    notebook = nbformat.read(file, as_version=4)
+    from authoring.execute import check_parameters, read
+
+    notebook = read(file)
+    check_parameters(notebook, parameters, file.name)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source += "".join(f"\n{name} = {value!r}" for name, value in parameters.items())
-    aside = file.with_name(f".verify-{file.name}")
-    nbformat.write(notebook, aside)
-    try:
+    with contextlib.ExitStack() as stack:
+        folder = file.parent
+        if not os.access(folder, os.W_OK):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        aside = folder / f".verify-{file.name}"
+        stack.callback(aside.unlink, missing_ok=True)
+        nbformat.write(notebook, aside)
         yield aside
-    finally:
-        aside.unlink()

@@ -21,6 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 from tqdm import tqdm
 
+from course_utils import variables
 from course_utils.errors import CourseError
 
 NEVER = "sys_platform == 'never'"  # as an override: the package is left out, and what only it needs
@@ -176,7 +177,8 @@ def _compile(requirements: list[str], target: Target, preferred: dict[str, str],
     command = [sys.executable, "-m", "uv", "pip", "compile", "in.txt", "--override", "override.txt",
                "--output-file", "out.txt", "--no-header", "--no-annotate", "--quiet", "--no-config",
                "--no-python-downloads", "--find-links", "has", *target.uv_options, *_pip_settings()]
-    done = subprocess.run(command, cwd=workplace, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=workplace, env=variables.for_pip(), stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True)
     if "No module named uv" in done.stderr:
         raise CourseError("packing needs uv, which resolves for another machine: pip install uv")
     if done.returncode:
@@ -261,8 +263,8 @@ def download(packages: dict[str, str], target: Target, folder: Path, scratch: Pa
                "--no-input", "--no-deps", *target.pip_options, "--requirement", str(pins),
                "--dest", str(folder)]
     with tqdm(total=len(packages), desc="Downloading packages", unit="package") as bar, _watch(scratch, bar):
-        done = subprocess.run(command, env=os.environ | {"TMPDIR": str(scratch)}, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True)
+        done = subprocess.run(command, env=variables.for_pip() | {"TMPDIR": str(scratch)},
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
         raise CourseError("pip could not download the packages: "

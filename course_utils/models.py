@@ -52,7 +52,7 @@ def load_lm(name: str | Path | None = None, *, dtype: torch.dtype = torch.float3
 
     Returns:
         (model, tokenizer). The model is in eval mode. Its parameters require gradients, as transformers
-        leaves them; tied weights stay one tensor.
+        leaves them; tied weights stay one tensor. Its config says head_dim.
 
     Raises:
         TypeError: a name or dtype of the wrong kind.
@@ -185,6 +185,18 @@ def embedded_lm() -> Path:
     return cached_folder("smollm2-135m-instruct-fp32", _convert, version="2", megabytes=800)
 
 
+def is_embedded(model: PreTrainedModel) -> bool:
+    """Whether a model is the embedded one, as `load_lm` gives it when no other is named.
+
+    Args:
+        model: from `load_lm`.
+
+    Returns:
+        True or False.
+    """
+    return str(model.name_or_path) == str(embedded_lm())
+
+
 def _convert(folder: Path) -> None:
     gguf = embedded_gguf()
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "local_files_only": True}
@@ -222,6 +234,10 @@ def _from_pretrained(
         model, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, local_files_only=local_files_only, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only)
+    # Some configs leave the size of a head to be computed. Formulas need it, and models whose heads are cut.
+    config, sizes = model.config, ("hidden_size", "num_attention_heads")
+    if getattr(config, "head_dim", None) is None and all(getattr(config, size, None) for size in sizes):
+        config.head_dim = config.hidden_size // config.num_attention_heads
     return model, tokenizer, report
 
 
@@ -240,13 +256,14 @@ def _device(name: str) -> torch.device:
 
 def _source(name: str) -> str | Path:
     """A local folder that holds a model, or a name of the hub ("org/name") as it is."""
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name)).absolute()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} is no model folder: it has no config.json")
         return folder
-    if folder.exists() or folder.is_absolute() or name.startswith(("~", ".")) or name.count("/") != 1:
-        raise ValueError(f"there is no model folder {name!r}; a model of the hub is called 'org/name'")
+    if folder.exists() or name.startswith(("~", ".")) or os.path.isabs(name) or name.count("/") != 1:
+        raise ValueError(f"there is no model folder {name!r}, looked for as {folder}; a model of the hub is "
+                         "called 'org/name'")
     return name
 
 
@@ -267,7 +284,8 @@ def _explained(source: str) -> Iterator[None]:
             problem = "is not on the hub. Look at its spelling"
         elif isinstance(error, OSError):
             problem = ("is not in the hub's cache, and the hub cannot be reached. "
-                       "Load it once with a network, name a local folder")
+                       f"Load it once with a network, name a local folder (in {Path.cwd()} there is none "
+                       "of that name: write its whole path)")
         else:
             problem = f"is no causal language model ({_first_line(error)}). Name another one"
         raise CourseError(f"The model {source} {problem}, or leave LM and COURSE_LM empty "

@@ -28,7 +28,7 @@ def load(name: str, folder: str | Path | None = None) -> dict[str, Any] | None:
         A dict with "provenance" and "results"; None if it was never recorded.
     """
     path = Path(folder or FOLDER) / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def save(name: str, results: Any, folder: str | Path | None = None, **more: Any) -> Path:

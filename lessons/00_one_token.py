@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from course_utils import costs, data, measure, models, plots
+from course_utils import costs, data, measure, models, plots, shapes
 
 plots.style()
 
@@ -44,6 +44,7 @@ print(measure.machine_card())
 
 # %% name="load"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
+shapes.require(model, "one_token")
 ids = tokenizer("The capital of France is", return_tensors="pt")["input_ids"].to(DEVICE)
 for token in ids[0].tolist():
     print(f"{token:6d}  {tokenizer.decode([token])!r}")
@@ -440,6 +441,7 @@ print(f"Below {ridge:.1f} FLOP per byte this machine waits for its memory; above
 # and values. PyTorch has a counter that watches the real model do it. They should agree.
 
 # %% name="flops-counted"
+attention = model.config._attn_implementation
 model.set_attn_implementation("eager")  # plain matrix products: the counter knows those
 with torch.inference_mode(), FlopCounterMode(display=False) as counter:
     cache = model(ids.repeat(1, 52)[:, :256], logits_to_keep=1).past_key_values
@@ -447,7 +449,7 @@ prefill_counted = counter.get_total_flops()
 with torch.inference_mode(), FlopCounterMode(display=False) as counter:
     model(ids[:, :1], past_key_values=cache)
 decode_counted = counter.get_total_flops()
-model.set_attn_implementation("sdpa")
+model.set_attn_implementation(attention)
 for phase, ours, counted in (
     ("prefill of 256 tokens", costs.forward_flops(model.config, 256), prefill_counted),
     ("decode of one token", costs.forward_flops(model.config, 1, cached=256), decode_counted),

@@ -17,7 +17,7 @@ import bitsandbytes.functional as bnb
 import matplotlib.pyplot as plt
 import torch
 
-from course_utils import data, formats, measure, models, plots
+from course_utils import data, formats, measure, models, plots, shapes
 
 plots.style()
 
@@ -171,11 +171,13 @@ prediction = 2 ** (10 - 7)  # three mantissa bits fewer, each doubles the step
 
 # %% name="load"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
+shapes.require(model, "formats")
 weights = {name: p.detach() for name, p in model.named_parameters() if p.dim() == 2}
 print(f"{len(weights)} matrices, {sum(w.numel() for w in weights.values()):,} weights")
 
 # %% name="sixteen-bits" tolerance=0.02
-layer = "model.layers.10.mlp.up_proj.weight"
+# The last layer that reads the input of the MLP, `up_proj` here, of the block a third of the way down.
+layer = shapes.input_groups(model, shapes.place(model, 1 / 3))[-2][-1] + ".weight"
 
 
 def error_of(values, original):
@@ -398,7 +400,7 @@ def histogram(x):
     return torch.histc(sizes.log2(), bins=EDGES[2], min=EDGES[0], max=EDGES[1]).cpu()
 
 
-layers = len(model.model.layers)
+layers = len(shapes.block_list(model))
 weight_counts = torch.zeros(layers, EDGES[2])
 activation_counts = torch.zeros(layers, EDGES[2])
 largest = {}  # place -> largest magnitude of each layer
@@ -419,16 +421,17 @@ def watch(n, place):
 
 
 hooks = []
-for n, block in enumerate(model.model.layers):
+first = [names[0].rsplit(".", 1)[1] for names in shapes.input_groups(model)]  # q, o, gate, down
+for n, block in enumerate(shapes.block_list(model)):
     for name, module in block.named_modules():
         if isinstance(module, torch.nn.Linear):
             weight_counts[n] += histogram(module.weight)
             short = name.split(".")[-1]
-            if short in ("q_proj", "o_proj", "gate_proj", "down_proj"):  # k, v, up: same inputs
+            if short in first:  # k, v, up have the same inputs
                 hooks.append(module.register_forward_hook(watch(n, f"into {short}")))
     hooks.append(block.register_forward_hook(watch(n, "residual stream")))
 with torch.inference_mode():
-    model.model(tokens[None, :512], use_cache=False)
+    model.base_model(tokens[None, :512], use_cache=False)
 for hook in hooks:
     hook.remove()
 largest_weight = max(w.abs().max().item() for w in weights.values())
@@ -578,7 +581,10 @@ print(f"BF16 {loss['BF16']:+.3f} %, FP16 {loss['FP16']:+.3f} %: 16 bits cost nex
 print(f"E4M3 {loss['FP8 E4M3']:+.1f} %, E5M2 {loss['FP8 E5M2']:+.1f} %: its range is wasted on weights")
 print(f"INT8 {loss['INT8']:+.2f} %, E4M3 with a scale a row {loss['FP8 E4M3 row']:+.1f} %")
 print(f"At 4 bits, from best to worst: {', '.join(sorted(four, key=lambda n: loss[n]))}.")
-print(f"{worst} costs {loss[worst] / loss[best]:.1f} times what {best} costs.")
+if loss[best] > 0:
+    print(f"{worst} costs {loss[worst] / loss[best]:.1f} times what {best} costs.")
+else:
+    print(f"{best} costs nothing on this model and this text.")
 
 # %% [markdown] name="every-format-explained"
 # - FP4 alone destroys the model. Most weights became zero, all others 0.5 or more. The scale makes the
@@ -628,7 +634,7 @@ def distinct(w, group=32):
     return counts.float().mean().item(), counts.max().item()
 
 
-for name in ("model.layers.0.self_attn.q_proj.weight", layer, "model.embed_tokens.weight"):
+for name in (shapes.input_groups(model)[0][0] + ".weight", layer, next(iter(weights))):
     mean, most = distinct(weights[name])
     print(f"{name:40} mean {mean:.1f}, at most {most} different values in 32")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from course_utils import data, measure, models, plots
+from course_utils import data, measure, models, plots, shapes
 from course_utils.quantize import activations, affine, layerwise, packed
 from course_utils.quantize.affine import Scheme
 
@@ -39,6 +39,7 @@ plots.style()
 
 # %% name="load" tolerance=0.02
 model, tokenizer = models.load_lm(LM, device=DEVICE)
+shapes.require(model, "ptq")
 articles = data.windows(data.wikipedia_tokens(tokenizer, "heldout", 2 * 1024), 1024)
 heldout = articles[:, :224].flatten()
 articles = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 3 * 1024), 1024)
@@ -62,6 +63,7 @@ print(fp32)
 
 # %% name="shares"
 in_linears = sum(weight.numel() for weight in original.values())
+hidden = model.config.hidden_size
 everything = sum(parameter.numel() for parameter in model.parameters())
 print(f"{len(linears)} linear layers hold {in_linears:,} of {everything:,} parameters "
       f"({in_linears / everything:.1%}).")
@@ -168,7 +170,7 @@ def fake_quantize_groups(weight: Tensor, bits: int, group: int) -> Tensor:
     """The weight [out, in] rounded to `bits`-bit integers, one absmax scale for each `group` neighbours.
 
     Full grid: integers from -2^(bits-1) to 2^(bits-1) - 1, scale = absmax / (2^(bits-1) - 1/2).
-    Raises ValueError when `group` does not divide the width.
+    Raises ValueError when `group` does not divide the width. Returns the dtype of `weight`.
     """
     ### BEGIN SOLUTION
     rows, width = weight.shape
@@ -344,15 +346,17 @@ fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
 left.plot(absmax[spiky].cpu(), lw=0.8)
 left.set(xlabel="input channel", ylabel="largest |activation|", yscale="log",
          title=spiky.removeprefix("model."))
-for kind in ("q_proj", "gate_proj", "down_proj"):
+groups = shapes.input_groups(model)
+drawn = [names[0].rsplit(".", 1)[1] for names in (groups[0], groups[-2], groups[-1])]  # q, gate, down
+for kind in drawn:
     right.plot([top.max().item() for name, top in absmax.items() if name.endswith(kind)], label=kind)
 right.axhline(6, color=plots.PALETTE["black"], lw=1, ls=":", label="6.0")
 right.set(xlabel="block", yscale="log", title="Largest input of each block")
 right.legend()
 plots.show(fig, f"Left: largest absolute input of each channel of {spiky}, log scale: a typical channel "
            f"reaches {absmax[spiky].median():.1f}, a few rise far above, one to {absmax[spiky].max():.0f}. "
-           "Right: largest input over the depth of the model for q_proj, gate_proj and down_proj; down_proj "
-           "is far above the other two in a few blocks.")
+           f"Right: largest input over the depth of the model for {drawn[0]}, {drawn[1]} and {drawn[2]}; "
+           f"{drawn[2]} is far above the other two in a few blocks.")
 
 # %% [markdown] name="outliers-meaning"
 # A few channels are ten to several hundred times larger than their neighbours. They are called
@@ -523,7 +527,8 @@ print("the logits agree to one part in a thousand" if agree else "the logits dif
 # reachable kinds a static scale, and `o` and `down` one scale a token.
 
 # %% name="sweep" tolerance=0.1
-reached = tuple(name for names in layerwise.NORM_READERS.values() for name in names)
+readers = shapes.norm_readers(model)  # of each norm, by name inside a block
+reached = tuple(name for names in readers for name in names)
 
 
 def mixed_call(largest):
@@ -547,9 +552,10 @@ for alpha in (None, 0.25, 0.5, 0.75, 0.9):
 
 # %% name="plot-smooth"
 original_model()
-name = max((name for name in absmax if name.endswith("q_proj")), key=lambda name: absmax[name].max().item())
-readers = [model.get_submodule(name.replace("q_proj", other)) for other in ("q_proj", "k_proj", "v_proj")]
-w_absmax = torch.cat([layer.weight.detach() for layer in readers]).abs().amax(dim=0)
+query = readers[0][0]
+name = max((name for name in absmax if name.endswith(query)), key=lambda name: absmax[name].max().item())
+shared = [model.get_submodule(name.removesuffix(query) + other) for other in readers[0]]  # q, k, v
+w_absmax = torch.cat([layer.weight.detach() for layer in shared]).abs().amax(dim=0)
 factor = activations.smoothing_scale(absmax[name], w_absmax, 0.5)
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
 for values, color in ((absmax[name], "vermilion"), (absmax[name] / factor, "blue")):
@@ -568,8 +574,12 @@ plots.show(fig, "Left: largest input of each channel of one query layer, log sca
            "Right: perplexity over alpha, the unsmoothed model as a dashed and FP32 as a dotted line.")
 
 # %% name="smooth-reading" atol=30
-closed = (sweep[None] - sweep[0.5]) / (sweep[None] - fp32.value)
-print(f"Alpha 0.5 closes {100 * closed:.0f} % of the gap between static W8A8 and FP32.")
+gap = sweep[None] - fp32.value
+if gap > 0:
+    print(f"Alpha 0.5 closes {100 * (sweep[None] - sweep[0.5]) / gap:.0f} % of the gap between static W8A8 "
+          "and FP32.")
+else:
+    print("Static W8A8 is no worse than FP32 on this model: there is no gap to close.")
 
 # %% [markdown] name="smooth-meaning"
 # Smoothing helps where it reaches. It does not reach the largest outliers of this model, at the input of
@@ -583,7 +593,7 @@ print(f"Alpha 0.5 closes {100 * closed:.0f} % of the gap between static W8A8 and
 # inputs of very different size.
 
 # %% name="torch-dynamic" tolerance=0.05
-readers = None
+shared = None
 speeds = {"FP32": measure.generation_speed(model, tokenizer, prompt_tokens=64, new_tokens=8, repeats=1)}
 sizes = {"FP32": before}
 said = {"FP32": models.ask(model, tokenizer, "What is the capital of France?", max_new_tokens=8)}
@@ -699,8 +709,8 @@ print("Slower than FP32 on this machine when reading the prompt:", ", ".join(slo
 
 # %% name="claim-c2"
 whole = 1 - packed_bytes[Scheme(8)] / before
-layers_only = 1 - affine.bits_per_weight(Scheme(8), 576) / 32
-against_half = 1 - affine.bits_per_weight(Scheme(8), 576) / 16
+layers_only = 1 - affine.bits_per_weight(Scheme(8), hidden) / 32
+against_half = 1 - affine.bits_per_weight(Scheme(8), hidden) / 16
 print(f"C2: '8 bits save up to 40 %' is {'too low' if whole > 0.4 else 'right'}.")
 print(f"    Quantized weights shrink by {layers_only:.0%} against FP32, by {against_half:.0%} against FP16.")
 print(f"    The whole model shrinks by {whole:.0%} against FP32, because {1 - in_linears / everything:.0%} "

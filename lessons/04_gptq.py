@@ -27,7 +27,7 @@ from IPython.utils.capture import capture_output
 from torch import Tensor  # noqa: F401 - the exercises name it
 from transformers import AutoModelForCausalLM
 
-from course_utils import data, engines, measure, models, plots, records
+from course_utils import data, engines, measure, models, plots, records, shapes
 from course_utils.quantize import affine, checkpoint, gptq, layerwise
 from course_utils.quantize.affine import Scheme
 
@@ -36,6 +36,7 @@ warnings.filterwarnings("ignore", module="torchao|bitsandbytes|optimum")
 
 # %% name="load"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
+shapes.require(model, "gptq")
 text = data.wikipedia_tokens(tokenizer, "calibration", 8192 + 2048)
 calibration = data.windows(text[:4096], 512)
 fresh = data.windows(text[8192:], 512)  # neither calibrated on nor scored: to choose settings with
@@ -80,25 +81,29 @@ prediction = 1536 * 1536 * 4  # bytes: every input with every input
 # input to the statistic. We also keep the Hessians of shorter pieces of the calibration text for later.
 
 # %% name="collect"
-BLOCK = len(model.model.layers) * 2 // 5
-LAYERS = {name: model.model.layers[BLOCK].get_submodule(name)
-          for name in ("self_attn.q_proj", "mlp.down_proj")}
+BLOCK = shapes.place(model, 2 / 5)
+groups = shapes.input_groups(model, BLOCK)
+LAYERS = {name.partition(f".{BLOCK}.")[2]: model.get_submodule(name)
+          for name in (groups[0][0], groups[-1][-1])}
+QUERY, DOWN = LAYERS  # self_attn.q_proj, the first layer that a block calls; mlp.down_proj, the last
 
 
 def hessians(model, windows, keep_at):
     """{tokens: {layer: Hessian}} of the model, after so many tokens of the windows."""
     statistics = {name: layerwise.Hessian() for name in LAYERS}
-    hooks = [layer.register_forward_pre_hook(lambda _, args, name=name: statistics[name].add(args[0][0]))
-             for name, layer in LAYERS.items()]
+    hooks = [layer.register_forward_pre_hook(
+        lambda _, args, name=name: statistics[name].add(args[0].flatten(0, -2)))  # its rows are tokens
+        for name, layer in LAYERS.items()]
     found = {}
-    layers = model.model.layers
-    model.model.layers = layers[:BLOCK + 1]  # the blocks behind it are not needed
+    blocks = shapes.block_list(model)
+    behind = blocks[BLOCK + 1:]
+    del blocks[BLOCK + 1:]  # they are not needed
     with torch.inference_mode():
         for n, window in enumerate(windows, start=1):
-            model.model(window[None].to(DEVICE), use_cache=False)  # one window: its rows are tokens
+            model.base_model(window[None].to(DEVICE), use_cache=False)
             if n * len(window) in keep_at:
                 found[n * len(window)] = {name: s.matrix.clone() for name, s in statistics.items()}
-    model.model.layers = layers
+    blocks.extend(behind)
     for hook in hooks:
         hook.remove()
     return found
@@ -115,17 +120,18 @@ for name, matrix in on_calibration[4096].items():
 # is 1. If inputs were independent it would be white outside the diagonal.
 
 # %% name="plot-hessian" atol=2
-matrix = on_calibration[4096]["self_attn.q_proj"].cpu()
+matrix = on_calibration[4096][QUERY].cpu()
 size = matrix.diagonal().sqrt()
 relation = (matrix / size[:, None] / size[None, :])[:96, :96]
+short = QUERY.rpartition(".")[2]
 fig, ax = plt.subplots(figsize=(5, 4.2))
 image = ax.imshow(relation, cmap="RdBu", vmin=-1, vmax=1)
 fig.colorbar(image, ax=ax, label="how far two inputs move together")
-ax.set(xlabel="input", ylabel="input", title="Inputs of q_proj are related")
+ax.set(xlabel="input", ylabel="input", title=f"Inputs of {short} are related")
 ax.grid(visible=False)
 strong = (relation.abs() > 0.3).float().mean().item()
-plots.show(fig, "Square map of the first 96 inputs of q_proj against each other. Besides the diagonal many "
-                f"pairs are coloured: {strong:.0%} of all entries are beyond 0.3 in size.")
+plots.show(fig, f"Square map of the first {len(relation)} inputs of {short} against each other. Besides the "
+                f"diagonal many pairs are coloured: {strong:.0%} of all entries are beyond 0.3 in size.")
 
 # %% [markdown] name="obq-text"
 # ## Step 1: one row, exactly
@@ -145,8 +151,8 @@ plots.show(fig, "Square map of the first 96 inputs of q_proj against each other.
 # the diagonal, 1 % of its mean. That is called **damping**.
 
 # %% name="obq" tolerance=0.15
-layer = LAYERS["self_attn.q_proj"].weight.detach().cpu().clone()
-H = on_calibration[4096]["self_attn.q_proj"].cpu()
+layer = LAYERS[QUERY].weight.detach().cpu().clone()
+H = on_calibration[4096][QUERY].cpu()
 scheme = Scheme(bits=4)  # one scale a row
 damped = H + 0.01 * H.diagonal().mean() * torch.eye(len(H))
 ROWS = 4
@@ -239,7 +245,7 @@ print(f"GPTQ, all {len(layer)} rows: {seconds:.2f} s. OBQ would take {per_row['n
 #   whatever order the columns are rounded.
 
 # %% name="steps" tolerance=0.05
-name = "self_attn.q_proj"
+name = QUERY
 H_new = on_fresh[name].cpu()
 energy = {"calibration": gptq.output_error(layer, torch.zeros_like(layer), H),
           "fresh": gptq.output_error(layer, torch.zeros_like(layer), H_new)}
@@ -280,7 +286,7 @@ prediction = "worse"  # 2,048 tokens are few for 1,536 inputs
 ### END SOLUTION
 
 # %% name="overfit" tolerance=0.05
-name, scheme = "mlp.down_proj", Scheme(4, 64)
+name, scheme = DOWN, Scheme(4, 64)
 down = LAYERS[name].weight.detach().cpu().clone()
 H_new = on_fresh[name].cpu()
 nearest = affine.fake_quantize(down, scheme)
@@ -307,7 +313,8 @@ ax.plot(SIZES, [seen[n, 0.01] for n in SIZES], "o--", color=colors[0], label="te
 ax.axhline(1, color="black", linewidth=1)
 ax.set_xscale("log", base=2)
 ax.set_xticks(SIZES, [f"{n:,}" for n in SIZES])
-ax.set(xlabel="calibration tokens", ylabel="error / round to nearest", title="down_proj: GPTQ overfits")
+ax.set(xlabel="calibration tokens", ylabel="error / round to nearest",
+       title=f"{DOWN.rpartition('.')[2]}: GPTQ overfits")
 ax.legend()
 few = SIZES[2]
 plots.show(
@@ -376,8 +383,9 @@ measure.table(quality)
 
 # %% name="whole-reading" tolerance=0.15
 lost = {label: result.nll - quality["FP32"].nll for label, result in quality.items() if label != "FP32"}
-print(f"Rounding costs {lost['round to nearest']:.3f} nats a token, GPTQ {lost['GPTQ']:.3f}: "
-      f"GPTQ wins back {1 - lost['GPTQ'] / lost['round to nearest']:.0%} of the loss.")
+said = (f"GPTQ wins back {1 - lost['GPTQ'] / lost['round to nearest']:.0%} of the loss."
+        if lost["round to nearest"] > 0 else "there is no loss to win back on this model.")
+print(f"Rounding costs {lost['round to nearest']:.3f} nats a token, GPTQ {lost['GPTQ']:.3f}: {said}")
 
 # %% name="plot-layers" tolerance=0.1 atol=0.03
 kinds = list(dict.fromkeys(report.name.rsplit(".", 1)[1] for report in reports))
@@ -535,7 +543,7 @@ with tempfile.TemporaryDirectory() as place:
     if loaded:
         with capture_output():  # it tells much about itself
             their_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-            for layer in their_model.model.layers:  # the first pass packs the weights anew and leaves holes
+            for layer in shapes.block_list(their_model):  # the first pass packs weights anew, leaves holes
                 layer.register_forward_hook(lambda *_: measure.release_memory(garbage=False))
             with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
                 theirs = their_model(prompt).logits.float()
@@ -584,7 +592,7 @@ saving = 1 - obq_error["natural"] / obq_error["round to nearest"]
 print('C4: false. The paper is called "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained '
       'Transformers"')
 print("    (Frantar, Ashkboos, Hoefler, Alistarh, arXiv 2210.17323). It drops the greedy order of OBQ.")
-print(f"    Measured on {ROWS} rows of q_proj: without that order the error is {ratio:.2f} times as large,")
+print(f"    Measured on {ROWS} rows of {short}: without that order the error is {ratio:.2f} times as large,")
 print(f"    and still {saving:.0%} below round to nearest.")
 
 # %% name="claim-c6"

@@ -22,7 +22,7 @@ import transformers
 from torch import Tensor, nn  # noqa: F401  in the signatures of the exercises
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from course_utils import data, measure, models, plots, records
+from course_utils import data, measure, models, plots, records, shapes
 from course_utils.quantize import affine, awq, awq_format, hqq, layerwise
 from course_utils.quantize.affine import Scheme
 
@@ -38,6 +38,9 @@ plots.style()
 
 # %% name="baseline" tolerance=0.02
 model, tokenizer = models.load_lm(LM, device=DEVICE)
+shapes.require(model, "awq")
+blocks = shapes.block_list(model)
+EARLY, MIDDLE, LATE = (shapes.place(model, share) for share in (2 / 15, 1 / 3, 2 / 3))  # blocks to look at
 n_heldout, n_calibration = (2048, 1024) if PROFILE == "cpu" else (32_768, 16_384)
 heldout = data.wikipedia_tokens(tokenizer, "heldout", n_heldout).to(DEVICE)
 calibration = data.windows(data.wikipedia_tokens(tokenizer, "calibration", n_calibration), 256).to(DEVICE)
@@ -52,13 +55,13 @@ print("FP32:", fp32)
 
 # %% name="rtn" tolerance=0.02
 originals = tempfile.TemporaryDirectory()
-for i, block in enumerate(model.model.layers):
+for i, block in enumerate(blocks):
     torch.save(block.state_dict(), f"{originals.name}/{i}.pt")
 
 
 def restore():
     """Put the weights of all blocks back as they were loaded."""
-    for i, block in enumerate(model.model.layers):
+    for i, block in enumerate(blocks):
         block.load_state_dict(torch.load(f"{originals.name}/{i}.pt"))
 
 
@@ -84,7 +87,7 @@ print(f"{scheme}, round to nearest: perplexity {rtn.value:.2f}")
 
 # %% name="importance-measured" tolerance=0.05
 importance, sample = {}, {}
-blocks_kept = [f"model.layers.{i}" for i in (0, 4, 10, 20)]
+blocks_kept = [f"model.layers.{i}" for i in (0, EARLY, MIDDLE, LATE)]
 
 
 def note(block):
@@ -100,9 +103,9 @@ layerwise.walk(
     lambda: layerwise.Together(importance=layerwise.MeanAbs(), sample=layerwise.Sample(256)),
     progress=False,
 )  # fmt: skip
-gate = "model.layers.10.mlp.gate_proj"
+gate = f"model.layers.{MIDDLE}.mlp.gate_proj"
 weight = model.get_submodule(gate).weight.detach().clone()
-value_weight = model.get_submodule("model.layers.4.self_attn.v_proj").weight.detach().clone()  # for the end
+value_weight = blocks[EARLY].self_attn.v_proj.weight.detach().clone()  # for the end
 values = importance[gate].sort(descending=True).values
 norms = weight.norm(dim=0).sort(descending=True).values
 print(f"{gate}: {len(values)} input channels")
@@ -155,7 +158,8 @@ for by, value in salient.items():
 # %% name="salient-reading" tolerance=0.1 atol=3
 lost = rtn.value - fp32.value
 for by in ("random", "weight", "activation"):
-    print(f"{by}: {round(100 * (rtn.value - salient[by]) / lost)} % of the damage of rounding undone")
+    undone = 100 * (rtn.value - salient[by]) / lost if lost > 0 else 0.0
+    print(f"{by}: {undone:z.0f} % of the damage of rounding undone")
 
 # %% [markdown] name="why-not-mixed"
 # One channel in a hundred, found by its activations, carries about half of the damage. Chosen at random, or
@@ -254,8 +258,8 @@ plots.show(
 
 # %% name="search" tolerance=0.1
 searches = {}
-for i in (0, 10, 20):
-    block = model.model.layers[i]
+for i in (0, MIDDLE, LATE):
+    block = blocks[i]
     for label, layers, inspected, name in (
         ("gate, up", [block.mlp.gate_proj, block.mlp.up_proj], block.mlp, "gate_proj"),
         ("down", [block.mlp.down_proj], block.mlp.down_proj, "down_proj"),
@@ -280,9 +284,9 @@ ax.set(xlabel="ratio", ylabel="squared error, ratio 0 is 1", title="The search o
 ax.legend(ncols=2, fontsize=9)
 plots.show(
     fig,
-    "Six curves of output error against the ratio, one for each of two groups of layers in blocks 0, 10 and "
-    "20. All begin at 1. Most fall to a minimum, marked with a dot, and rise again; large ratios are worse "
-    "than no scaling at all.",
+    "Six curves of output error against the ratio, one for each of two groups of layers in blocks 0, "
+    f"{MIDDLE} and {LATE}. All begin at 1. Most fall to a minimum, marked with a dot, and rise again; large "
+    "ratios are worse than no scaling at all.",
 )
 
 # %% [markdown] name="fold-text"
@@ -304,11 +308,11 @@ plots.show(
 # weighted mean of values, so a factor of *v* would pass, but look at the shapes:
 
 # %% name="gqa"
-attention = model.model.layers[10].self_attn
+attention = blocks[MIDDLE].self_attn
 config = model.config
 print(f"v puts out {attention.v_proj.out_features} channels, o reads {attention.o_proj.in_features}.")
 print(f"{config.num_attention_heads} query heads share {config.num_key_value_heads} value heads.")
-for group in awq.scaling_groups(model.model.layers[10]):
+for group in awq.scaling_groups(blocks[MIDDLE]):
     print(f"{type(group.previous).__name__:12} -> {', '.join(group.layers)}")
 
 # %% [markdown] name="gqa-text"
@@ -321,7 +325,7 @@ for group in awq.scaling_groups(model.model.layers[10]):
 # all its places, put it back and compare the logits before and after. Nothing is rounded yet.
 
 # %% name="fold-measured" timing=true
-folded = copy.deepcopy(model.model.layers[10])
+folded = copy.deepcopy(blocks[MIDDLE])
 generator = torch.Generator().manual_seed(0)
 for group in awq.scaling_groups(folded):
     width = next(iter(group.layers.values())).in_features
@@ -329,9 +333,9 @@ for group in awq.scaling_groups(folded):
                    (8 ** (2 * torch.rand(width, generator=generator) - 1)).to(DEVICE))  # fmt: skip
 with torch.inference_mode():
     before = model(heldout[None, :256]).logits
-    kept, model.model.layers[10] = model.model.layers[10], folded
+    kept, blocks[MIDDLE] = blocks[MIDDLE], folded
     after = model(heldout[None, :256]).logits
-    model.model.layers[10] = kept
+    blocks[MIDDLE] = kept
 fold_error = ((after - before).abs().max() / before.abs().max()).item()
 print(f"largest difference of a logit: {fold_error:.1e} of the largest logit (float32 resolves 6e-08)")
 del before, after, folded
@@ -396,9 +400,9 @@ right.minorticks_off()
 right.legend(fontsize=9)
 plots.show(
     fig,
-    "Left: the ratio chosen in each of the 30 blocks for the three groups of layers, mostly between 0.2 and "
-    "0.6. Right, on a logarithmic axis: how many times smaller the squared output error is than with round "
-    "to nearest. Mostly between 1 and 5 times; one layer stands far above all others.",
+    f"Left: the ratio chosen in each of the {len(blocks)} blocks for the three groups of layers, mostly "
+    "between 0.2 and 0.6. Right, on a logarithmic axis: how many times smaller the squared output error is "
+    "than with round to nearest. Mostly between 1 and 5 times; one layer stands far above all others.",
 )
 
 # %% [markdown] name="stored-text"
@@ -444,7 +448,7 @@ print(f"{len(levels)} layers. Different values in a group: {max(levels)} at most
 word = awq_format.pack_words(torch.arange(8).reshape(1, 8))
 print(f"channels 0 1 2 3 4 5 6 7 -> 0x{word.item() & 0xFFFFFFFF:08x}")
 print("read back:", awq_format.unpack_words(word).tolist()[0])
-layer = affine.quantize(model.model.layers[0].mlp.gate_proj.weight, Scheme(4, 64, symmetric=False))
+layer = affine.quantize(blocks[0].mlp.gate_proj.weight, Scheme(4, 64, symmetric=False))
 tensors = awq_format.pack(layer)
 for name, tensor in tensors.items():
     print(f"{name:8} {str(tensor.dtype):14} {list(tensor.shape)}")
@@ -527,7 +531,7 @@ else:
 found = {(r["method"], r["bits"], r["group"], r["symmetric"]): r["perplexity"] for r in rows}
 for method, here in (("FP32", fp32), ("round to nearest", rtn), ("AWQ + clip", ours)):
     key = (method, 32, None, True) if method == "FP32" else (method, 3, 64, False)
-    if key in found and not LM:
+    if key in found and models.is_embedded(model):
         print(f"{method:16} recorded {found[key]:.2f}, measured here {here.value:.2f}")
 
 # %% name="table" tolerance=0.001
@@ -559,7 +563,7 @@ for label, line in table.items():
 # look at, so its value should be close to nothing.
 
 # %% name="exact-zero" tolerance=0.05
-x = sample["model.layers.4.self_attn.v_proj"]
+x = sample[f"model.layers.{EARLY}.self_attn.v_proj"]
 first = x[:: len(x) // len(calibration)]  # the first token of each window
 channel = int(first.abs().mean(dim=0).argmax())
 print(f"at a first token |x| of channel {channel} is {first[:, channel].abs().mean():.1f}, "
@@ -676,7 +680,8 @@ else:
 
 # %% name="claim-c21" tolerance=0.25
 same_bits = max(levels) <= 2**scheme.bits
-gained = (rtn.value - ours.value) / (rtn.value - fp32.value)
+lost = rtn.value - fp32.value
+gained = (rtn.value - ours.value) / lost if lost > 0 else 0.0
 print("C21: the article says that AWQ adjusts the quantization strategy by the activation distribution.")
 if same_bits and gained > 0:
     print("    Half right. Activations decide, but no strategy changes from weight to weight:")

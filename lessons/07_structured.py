@@ -30,7 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from course_utils import data, finetune, measure, models, plots
+from course_utils import data, finetune, measure, models, plots, shapes
 from course_utils.prune import depth, structured
 from course_utils.prune.structured import keep_columns, keep_rows
 
@@ -442,14 +442,15 @@ print(f"That is a surplus of {won - missed} sentences. Tossing a coin for each o
 pruned = classifier = layout = loss = None  # free their memory
 measure.release_memory()
 model, tokenizer = models.load_lm(LM, device=DEVICE)
+shapes.require(model, "structured")
 articles = data.windows(data.wikipedia_tokens(tokenizer, "heldout", 2 * 1024), 1024)
 heldout = articles[:, :256].flatten()
 articles = data.windows(data.wikipedia_tokens(tokenizer, "calibration", 4 * 1024), 1024)
 calibration = articles[:, :256]
 dense = measure.perplexity(model, heldout, window=256, batch_size=1)
 print(dense)
-shapes = [list(layer.weight.shape) for layer in structured.attentions(model)[0].layers]
-print(f"Q {shapes[0]}, K {shapes[1]}, V {shapes[2]}, O {shapes[3]}")
+matrices = [list(layer.weight.shape) for layer in structured.attentions(model)[0].layers]
+print(f"Q {matrices[0]}, K {matrices[1]}, V {matrices[2]}, O {matrices[3]}")
 
 # %% name="refused"
 config = model.config
@@ -484,19 +485,26 @@ for function, kept in (
 # %% name="influence" tolerance=0.03
 influence = depth.influences(model, calibration)
 order = influence.argsort(stable=True).tolist()
-print(f"the ten blocks with the least influence, lowest first: {order[:10]}")
-print(f"their influence: {', '.join(f'{x:.3f}' for x in influence[order[:10]].tolist())}")
+FEW, MOST = max(1, n // 10), max(1, n // 3)  # of 30 blocks 3 and 10: so many will go
+
+
+def count_of(number, noun):
+    return f"{number} {noun}{'s' * (number > 1)}"
+
+
+print(f"the {count_of(MOST, 'block')} with the least influence, lowest first: {order[:MOST]}")
+print(f"their influence: {', '.join(f'{x:.3f}' for x in influence[order[:MOST]].tolist())}")
 
 # %% name="plot-influence" tolerance=0.05
 fig, ax = plt.subplots(figsize=(7.5, 3.0))
-colors = [plots.PALETTE["vermilion" if i in order[:10] else "blue"] for i in range(len(influence))]
+colors = [plots.PALETTE["vermilion" if i in order[:MOST] else "blue"] for i in range(len(influence))]
 ax.bar(range(len(influence)), influence, color=colors)
 ax.set(xlabel="block", ylabel="block influence", title="How far each block turns the stream", yscale="log")
 plots.show(
     fig,
     "Bar chart of the influence of each block, logarithmic. The highest is block "
     f"{influence.argmax().item()} with {influence.max():.2f}, the lowest block {order[0]} with "
-    f"{influence.min():.3f}. The ten lowest, in red, are {sorted(order[:10])}.",
+    f"{influence.min():.3f}. The {MOST} lowest, in red, are {sorted(order[:MOST])}.",
 )
 
 # %% [markdown] name="same-size-text"
@@ -516,18 +524,29 @@ def lm_loss(tokens):
 texts = list(calibration[:, :128].split(1))
 query_scores = structured.head_gradient(model, texts, lm_loss, query_heads=True)
 group_scores = structured.head_gradient(model, texts, lm_loss)
-neuron_scores = structured.neuron_importance(model, lambda: [model.model(t.to(DEVICE)) for t in texts])
-kept = {
-    "groups": structured.kept_in_each(group_scores, kv_heads - 1),
-    "queries": structured.kept_in_groups(query_scores, kv_heads, heads // kv_heads - 1),
-    "neurons": structured.kept_in_each(neuron_scores, neuron_scores.shape[1] * 7 // 8),
-}
-cuts = {
-    "1 key-value head a block": lambda: structured.keep_heads(model, kept["groups"]),
-    "1 query head a group": lambda: structured.keep_query_heads(model, kept["queries"]),
-    "1 neuron in 8": lambda: structured.keep_neurons(model, kept["neurons"]),
-    "3 blocks": lambda: depth.remove_blocks(model, order[:3]),
-}
+neuron_scores = structured.neuron_importance(model, lambda: [model.base_model(t.to(DEVICE)) for t in texts])
+width = neuron_scores.shape[1]
+group = heads // kv_heads
+# transformers wants the number of query heads to divide the hidden size: as many stay as it allows.
+groups_left = max((k for k in range(1, kv_heads) if config.hidden_size % (k * group) == 0), default=0)
+queries_left = max((k for k in range(1, group) if config.hidden_size % (k * kv_heads) == 0), default=0)
+GROUPS = f"{count_of(kv_heads - groups_left, 'key-value head')} a block"
+QUERIES = f"{count_of(group - queries_left, 'query head')} a group"
+NEURONS, BLOCKS = "1 neuron in 8", count_of(FEW, "block")
+kept = {"neurons": structured.kept_in_each(neuron_scores, width * 7 // 8)}
+cuts = {}
+if groups_left:
+    kept["groups"] = structured.kept_in_each(group_scores, groups_left)
+    cuts[GROUPS] = lambda: structured.keep_heads(model, kept["groups"])
+else:
+    print(f"A block has {count_of(kv_heads, 'key-value head')}: none can go.")
+if queries_left:
+    kept["queries"] = structured.kept_in_groups(query_scores, kv_heads, queries_left)
+    cuts[QUERIES] = lambda: structured.keep_query_heads(model, kept["queries"])
+else:
+    print(f"A key-value head has {count_of(group, 'query head')}: none can go alone.")
+cuts[NEURONS] = lambda: structured.keep_neurons(model, kept["neurons"])
+cuts[BLOCKS] = lambda: depth.remove_blocks(model, order[:FEW])
 
 
 def row():
@@ -556,10 +575,11 @@ for name in sorted(cuts, key=lambda name: rows[name]["perplexity"]):
 # in the first two blocks only?
 
 # %% name="same-size-why" tolerance=0.05
-of_groups = [[g * (heads // kv_heads) + i for g in block for i in range(heads // kv_heads)]
-             for block in kept["groups"]]  # fmt: skip
+of_groups = [[g * group + i for g in block for i in range(group)] for block in kept.get("groups", ())]
 outputs = [attention.output for attention in structured.attentions(model)]
-for name, stay in (("1 key-value head a block", of_groups), ("1 query head a group", kept["queries"])):
+for name, stay in ((GROUPS, of_groups), (QUERIES, kept.get("queries"))):
+    if not stay:
+        continue
     gates = structured.gates_of(stay, [heads] * n)
     share = 1 - (torch.stack(gates) * query_scores).sum() / query_scores.sum()
     with structured.gated(outputs[:2], gates[:2]):
@@ -603,18 +623,18 @@ for name in cuts:
 # should follow the number of blocks.
 
 # %% name="layers" tolerance=0.05
-removed, perplexities, answers = list(range(11)), [], {}
+removed, perplexities, answers = list(range(MOST + 1)), [], {}
 for count in removed:
     with structured.putting_back(model):
         depth.remove_blocks(model, order[:count])
         perplexities.append(measure.perplexity(model, heldout, window=256, batch_size=1).value)
-        if count in (0, 1, 3):
+        if count in (0, 1, FEW):
             answers[count] = models.ask(model, tokenizer, "What is the capital of France?", max_new_tokens=10)
 print("blocks removed ", " ".join(f"{n:7d}" for n in removed))
 print("perplexity     ", " ".join(f"{p:7.1f}" if p < 1000 else "  >1000" for p in perplexities))
 
 # %% name="layers-time" timing=true
-timed = removed[::2]
+timed = sorted({*removed[::2], MOST})
 rates = speeds_of({n: lambda n=n: depth.remove_blocks(model, order[:n]) for n in timed})
 prefill, decode = ([rates[n][which] / rates[0][which] for n in timed] for which in (0, 1))
 print("blocks removed ", " ".join(f"{n:6d}" for n in timed))
@@ -631,10 +651,10 @@ left_axis.set(yscale="log", xlabel="blocks removed", ylabel="perplexity", title=
 ticks = [t for t in (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000) if t < 1.5 * max(perplexities)]
 left_axis.set_yticks(ticks, [f"{t:,}" for t in ticks])
 left_axis.minorticks_off()
-block_size = sum(p.numel() for p in model.model.layers[0].parameters())
+block_size = sum(p.numel() for p in shapes.block_list(model)[0].parameters())
 whole = model.num_parameters()
 bound = [whole / (whole - n * block_size) for n in removed]
-n_blocks = len(model.model.layers)
+n_blocks = len(shapes.block_list(model))
 fewer = [n_blocks / (n_blocks - n) for n in removed]
 right_axis.plot(removed, bound, "--", color="#777777", label="parameters, before / after")
 right_axis.plot(removed, fewer, ":", color="#777777", label="blocks, before / after")
@@ -645,14 +665,14 @@ right_axis.legend(fontsize=9)
 plots.show(
     fig,
     f"Left: perplexity over blocks removed, logarithmic, from {perplexities[0]:.0f} with all blocks to "
-    f"{perplexities[3]:.0f} without 3 and {perplexities[10]:,.0f} without 10. Right: speed as a multiple of "
-    f"the whole model's, without 10 blocks {decode[-1]:.2f} in decode and {prefill[-1]:.2f} in prefill, "
-    f"beside a dashed line for the number of parameters that ends at {bound[10]:.2f} and a dotted one for "
-    f"the number of blocks that ends at {fewer[10]:.2f}.",
+    f"{perplexities[FEW]:.0f} without {FEW} and {perplexities[MOST]:,.0f} without {MOST}. Right: speed as a "
+    f"multiple of the whole model's, without {MOST} blocks {decode[-1]:.2f} in decode and "
+    f"{prefill[-1]:.2f} in prefill, beside a dashed line for the number of parameters that ends at "
+    f"{bound[MOST]:.2f} and a dotted one for the number of blocks that ends at {fewer[MOST]:.2f}.",
 )
 
 # %% name="layers-rate" tolerance=0.05
-growth = (perplexities[10] / perplexities[0]) ** (1 / 10)
+growth = (perplexities[MOST] / perplexities[0]) ** (1 / MOST)
 print(f"Each block removed takes away {100 * block_size / whole:.1f} % of the parameters, "
       f"and multiplies the perplexity by {growth:.2f} on average.")  # fmt: skip
 
@@ -676,7 +696,7 @@ except ImportError:
     print("Torch-Pruning is not installed, so there is nothing to compare. To do it: "
           "pip install torch-pruning==1.6.1, then run this cell again.")  # fmt: skip
 if torch_pruning:
-    mlp = copy.deepcopy(model.model.layers[10].mlp)
+    mlp = copy.deepcopy(shapes.block_list(model)[shapes.place(model, 1 / 3)].mlp)
     x = torch.randn(1, 8, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     graph = torch_pruning.DependencyGraph().build_dependency(mlp, example_inputs=x)
     every = graph.get_pruning_group(mlp.gate_proj, torch_pruning.prune_linear_out_channels,
@@ -707,8 +727,8 @@ if torch_pruning:
 
 # %% name="plain-llama" tolerance=0.001
 before = measure.weight_bytes(model).total
-for name in ("1 key-value head a block", "1 neuron in 8", "3 blocks"):
-    cuts[name]()
+for name in (GROUPS, NEURONS, BLOCKS):
+    cuts.get(name, lambda: None)()
 probe = heldout[None, :64].to(DEVICE)
 with torch.no_grad():
     expected = model(input_ids=probe).logits

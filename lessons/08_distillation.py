@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F  # noqa: F401 (the exercises use it)
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from course_utils import data, distill, finetune, measure, models, plots, records
+from course_utils import data, distill, finetune, measure, models, plots, records, shapes
 from course_utils.prune.depth import influences
 
 plots.style()
@@ -405,15 +405,18 @@ student = teacher = objective = callback = article = ours = plain = mix = None
 soft = hard = formula = parts = inputs = None
 measure.release_memory()
 teacher, tokenizer = models.load_lm(LM, device=DEVICE)
+shapes.require(teacher, "distillation")
 text = data.wikipedia_tokens(tokenizer, "heldout", 1024)
 calibration = data.wikipedia_tokens(tokenizer, "calibration", 4096)
 healing = data.windows(calibration, 64)
-gone = sorted(influences(teacher, data.windows(calibration[:512], 128)).argsort(stable=True)[:3].tolist())
-kept = [i for i in range(teacher.config.num_hidden_layers) if i not in gone]
-edges = [i for i in kept if i - 1 in gone]
+order = influences(teacher, data.windows(calibration[:512], 128)).argsort(stable=True).tolist()
+gone = sorted(order[: max(1, len(order) // 10)])  # 3 of 30
+kept = [i for i in range(len(order)) if i not in gone]
+edges = [i for i in kept if i - 1 in gone] or kept[-1:]
 perplexity = {"whole model": measure.perplexity(teacher, text, window=128, batch_size=1)}
 student = distill.make_student(teacher, kept, train=edges)
-perplexity["three blocks fewer"] = measure.perplexity(student, text, window=128, batch_size=1)
+CUT = f"{len(gone)} block{'s' * (len(gone) > 1)} fewer"
+perplexity[CUT] = measure.perplexity(student, text, window=128, batch_size=1)
 print(f"blocks {gone} are gone, blocks {edges} will be trained")
 for name, value in perplexity.items():
     print(f"{name:20} {value}")
@@ -430,10 +433,13 @@ for name, divergence in (("forward KL", distill.kd_loss), ("reverse KL", distill
     curves[name] = run.smoothed(4)
     print(f"{name}: loss {curves[name][3]:.2f} -> {curves[name][-1]:.2f} nats a token in {LM_STEPS} steps; "
           f"perplexity {perplexity[name].value:.1f}")
-whole, cut = perplexity["whole model"].value, perplexity["three blocks fewer"].value
+whole, cut = perplexity["whole model"].value, perplexity[CUT].value
 for name in curves:
-    won = (cut - perplexity[name].value) / (cut - whole)
-    print(f"{name} wins back {100 * won:.0f} % of the perplexity that the cut cost")
+    if cut > whole:
+        won = (cut - perplexity[name].value) / (cut - whole)
+        print(f"{name} wins back {100 * won:.0f} % of the perplexity that the cut cost")
+    else:
+        print(f"{name}: the cut cost this model nothing, so there is nothing to win back")
 
 # %% name="plot-lm" tolerance=0.05
 fig, axis = plt.subplots()

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor  # noqa: F401  in the signatures of the exercises
 from tqdm import tqdm
 
-from course_utils import data, finetune, measure, models, plots
+from course_utils import data, finetune, measure, models, plots, shapes
 from course_utils.merge import methods, states, vectors
 from course_utils.merge.states import State  # noqa: F401
 
@@ -633,6 +633,7 @@ for finished in (base, tuned, tasks, halves, all_tasks, part, part_tasks, with_b
     finished.clear()
 measure.release_memory()  # room for the language model
 lm, lm_tokenizer = models.load_lm(LM, device=DEVICE)
+shapes.require(lm, "merging")
 
 
 def review_tokens(split, count):
@@ -643,7 +644,9 @@ def review_tokens(split, count):
 
 texts = {"films": review_tokens("test", 512),
          "Wikipedia": data.wikipedia_tokens(lm_tokenizer, "heldout", 512).to(DEVICE)}  # fmt: skip
-chosen = [n for n, _ in lm.named_parameters() if n.endswith("mlp.down_proj.weight")][-6:]
+# The last matrix of each of the last six blocks, here `mlp.down_proj`.
+last = {id([p for p in block.parameters() if p.ndim == 2][-1]) for block in shapes.block_list(lm)[-6:]}
+chosen = [n for n, p in lm.named_parameters() if id(p) in last]
 original = {n: tensor.detach() for n, tensor in lm.state_dict().items()}
 original |= {n: original[n].clone() for n in chosen}  # these will change, the others are shared
 print(f"{len(chosen)} matrices to train, {sum(original[n].numel() for n in chosen):,} of "
@@ -707,9 +710,14 @@ plots.show(
 )
 
 # %% name="lm-reading" atol=15
-half = {kind: (values[2] - values[0]) / (values[-1] - values[0]) for kind, values in perplexity.items()}
-print(f"half-way: {100 * half['films']:.0f} % of the gain on films, "
-      f"{100 * half['Wikipedia']:.0f} % of the loss on Wikipedia")  # fmt: skip
+gained = perplexity["films"][-1] < perplexity["films"][0]
+lost = perplexity["Wikipedia"][-1] > perplexity["Wikipedia"][0]
+if gained and lost:
+    half = {kind: (values[2] - values[0]) / (values[-1] - values[0]) for kind, values in perplexity.items()}
+    print(f"half-way: {100 * half['films']:.0f} % of the gain on films, "
+          f"{100 * half['Wikipedia']:.0f} % of the loss on Wikipedia")  # fmt: skip
+else:
+    print("This model did not gain on films and lose on Wikipedia: there is no half-way between them.")
 
 # %% [markdown] name="lm-why"
 # Half-way is far more than half. Both curves bend the right way. On film reviews the first steps away from

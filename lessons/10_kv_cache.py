@@ -19,9 +19,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.colors import ListedColormap
-from transformers import DynamicCache, LlamaForCausalLM, StaticCache
+from transformers import DynamicCache, LlamaConfig, StaticCache
 
-from course_utils import costs, data, measure, models, plots
+from course_utils import costs, data, measure, models, plots, shapes
 from course_utils.kvcache import block_tables, decoding, layers, paged, prefix, quantized, sizes, trace  # noqa: F401
 from course_utils.kvcache.block_tables import BlockAllocator, OutOfBlocks  # noqa: F401 - an exercise names it
 from course_utils.kvcache.contiguous import ContiguousMemory
@@ -34,6 +34,7 @@ plots.style()
 
 # %% name="model"
 model, tokenizer = models.load_lm(LM, device=DEVICE)
+shapes.require(model, "kv_cache")
 config = model.config
 heldout = data.wikipedia_tokens(tokenizer, "heldout", 768).to(DEVICE)
 print(f"{config.num_hidden_layers} layers, {config.num_attention_heads} query heads, "
@@ -135,7 +136,9 @@ def one_layer(kv_heads):
     """Bytes a token of a random one-layer model with so many key-value heads, weighed."""
     changes = {"num_hidden_layers": 1, "num_key_value_heads": kv_heads, "vocab_size": 64,
                "pad_token_id": None}
-    small = LlamaForCausalLM(type(config)(**(config.to_dict() | changes))).to(torch.bfloat16)
+    if getattr(config, "layer_types", None):
+        changes["layer_types"] = config.layer_types[:1]
+    small = type(model)(type(config)(**(config.to_dict() | changes))).to(torch.bfloat16)
     cache = make_cache(small.config, DynamicLayer)
     decoding.read(small, torch.arange(32)[None], cache, 32)
     return sizes.stored_bytes(cache) / 32
@@ -151,7 +154,7 @@ del cache
 known = {"LLaMA-13B": (40, 40, 40, 128), "Llama-3-8B": (32, 32, 8, 128), "Llama-3-70B": (80, 64, 8, 128)}
 others, rows = {}, {}
 for name, (n_layers, heads, kv_heads, head_dim) in known.items():
-    others[name] = type(config)(num_hidden_layers=n_layers, num_attention_heads=heads,
+    others[name] = LlamaConfig(num_hidden_layers=n_layers, num_attention_heads=heads,
                                 num_key_value_heads=kv_heads, head_dim=head_dim, hidden_size=heads * head_dim)
     each = costs.kv_bytes_per_token(others[name])
     rows[name] = {"query heads": heads, "key-value heads": kv_heads, "KiB a token": each / 1024,

@@ -83,7 +83,7 @@ def _bounded(settings: Settings, file: Path, target: Path, profile: str, left: f
         code = call(command, log, limit, settings.root, {"OMP_NUM_THREADS": threads})
     said = target.with_suffix(".json")
     if said.exists():
-        row = started | json.loads(said.read_text())
+        row = started | json.loads(said.read_text(encoding="utf-8"))
     else:
         why = f"stopped after {limit:.0f} s" if code is None else last_line(log) or f"exit code {code}"
         row = started | {"minutes": (time.monotonic() - began) / 60, "error": f"{why}{_where(target)}"}

@@ -19,7 +19,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
         A line a step, as `run.gpu_run` returns them; [] when there was none.
     """
     path = folder / "report.json"
-    return json.loads(path.read_text())["steps"] if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8"))["steps"] if path.exists() else []
 
 
 def write(folder: Path, lines: list[dict[str, Any]]) -> None:

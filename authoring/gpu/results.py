@@ -29,7 +29,7 @@ class Results:
                  **more: Any) -> None:
         self.folder, self.name, self.versions = Path(folder), name, versions or {}
         path = self.folder / f"{name}.json"
-        kept = json.loads(path.read_text())["results"] if path.exists() else {}
+        kept = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
         self.rows = kept.pop("rows", [])
         kept.pop("columns", None)
         self.more = kept | more

@@ -15,6 +15,7 @@ from typing import TextIO
 import filelock
 from tqdm import tqdm
 
+from course_utils import variables
 from course_utils.engines.entry import Engine
 from course_utils.errors import CourseError
 
@@ -26,7 +27,7 @@ def is_installed(engine: Engine) -> bool:
     if engine.requirements is None:
         return all(importlib.util.find_spec(module) for module in engine.modules)
     try:
-        return json.loads((engine.folder / MARKER).read_text())["pins"] == fingerprint(engine)
+        return json.loads((engine.folder / MARKER).read_text(encoding="utf-8"))["pins"] == fingerprint(engine)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -37,7 +38,8 @@ def pins(engine: Engine) -> list[str]:
     Raises:
         OSError: the file cannot be read.
     """
-    lines = [line.partition(" #")[0].strip() for line in engine.requirements.read_text().splitlines()]
+    text = engine.requirements.read_text(encoding="utf-8")
+    lines = [line.partition(" #")[0].strip() for line in text.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -95,7 +97,7 @@ def install(engine: Engine, python: str | Path = sys.executable, again: bool = F
             raise CourseError(f"{engine.requirements} is missing: install the course again")
         shutil.rmtree(engine.folder, ignore_errors=True)
         log = engine.folder.parent / f"{engine.name}-install.log"
-        with open(log, "w") as record:
+        with open(log, "w", encoding="utf-8") as record:
             for step, command in _steps(engine, python):
                 _run(engine, step, command, record)
                 if engine.borrows and not _borrowed(engine).exists():
@@ -132,9 +134,11 @@ def _steps(engine: Engine, python: str | Path) -> list[tuple[str, list[str]]]:
 
 def _run(engine: Engine, step: str, command: list[str], record: TextIO) -> None:
     """Run one step; each package that pip takes up moves the bar on."""
-    environment = clean_environment() | engine.variables
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               stdin=subprocess.DEVNULL, env=environment)
+    # Before there is an environment, there is no pip to ask for its settings.
+    clean = variables.for_pip(engine.python) if engine.python.exists() else variables.for_python()
+    environment = clean | engine.variables
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               encoding="utf-8", errors="replace", stdin=subprocess.DEVNULL, env=environment)
     with tqdm(desc=f"{engine.name}: {step}", unit=" packages", leave=False) as bar:
         try:
             for line in process.stdout:
@@ -151,14 +155,8 @@ def _run(engine: Engine, step: str, command: list[str], record: TextIO) -> None:
             raise
     if process.returncode:
         record.flush()
-        lines = [line for line in Path(record.name).read_text().splitlines() if line.strip()]
+        lines = [line for line in Path(record.name).read_text(encoding="utf-8").splitlines() if line.strip()]
         errors = [line.strip() for line in lines if line.strip().lower().startswith("error")]
         cause = (errors or lines[-1:] or ["no message"])[0]
         raise CourseError(f"installing {engine.name} failed while {step}: {cause} "
                           f"The whole log: {record.name}")
-
-
-def clean_environment() -> dict[str, str]:
-    """This process's variables without those that would lead another Python to our packages."""
-    ours = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV", "PYTHONSTARTUP")
-    return {name: value for name, value in os.environ.items() if name not in ours}

@@ -96,7 +96,7 @@ def _name(engine: Engine, model: Path) -> str:
     """Name of the cached folder; another model, or the same one changed, gets another."""
     listed = model / cache.MANIFEST
     if listed.exists():
-        content = listed.read_text()
+        content = listed.read_text(encoding="utf-8")
     else:
         content = repr(sorted((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in model.iterdir()))
     return f"engine-{engine.name}-{hashlib.sha256(content.encode()).hexdigest()[:10]}"

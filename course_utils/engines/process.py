@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from course_utils import variables
 from course_utils.engines.entry import Engine
-from course_utils.engines.environment import clean_environment, is_installed
+from course_utils.engines.environment import is_installed
 from course_utils.engines.registry import find
 
 SHARED = Path(__file__).parent / "shared"  # what workers import besides their own folder
@@ -109,7 +110,7 @@ def worker_environment(engine: Engine) -> dict[str, str]:
     none with the name of a package. The folder that holds the engines' folders must not be there: `import
     onnxruntime` would find ours.
     """
-    environment = clean_environment() | engine.variables
+    environment = variables.for_python() | engine.variables
     path = [str(SHARED)]
     if engine.requirements is None and os.environ.get("PYTHONPATH"):
         path.append(os.environ["PYTHONPATH"])  # a machine set up from a bundle finds its packages there

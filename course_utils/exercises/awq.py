@@ -26,6 +26,11 @@ def _importance_cases():
         Case(torch.randn(2, 3, 4, 5, generator=generator), label="four dimensions"),
         Case(torch.tensor([[-2.0, 2.0], [-2.0, -2.0]]), label="all of one size, signs differ"),
         Case((torch.rand(300, 3, generator=generator) + 1).bfloat16(), label="bfloat16 input"),
+        Case(torch.randn(5, 2, 6, generator=generator).transpose(0, 1), label="texts and tokens exchanged"),
+        Case(1e-6 * torch.randn(9, 3, generator=generator), label="tiny inputs"),
+        Case((6e4 * torch.rand(50, 3, generator=generator)).half(), label="float16, a sum beyond its range"),
+        Case(torch.randn(4, 5, generator=generator).double(), label="float64 input"),
+        Case(torch.randn(1, 1, generator=generator), label="one token, one channel"),
     ]
 
 
@@ -36,6 +41,7 @@ def _flat(inputs):
 CHANNEL_IMPORTANCE = Exercise(
     reference=awq.channel_importance,
     cases=_importance_cases,
+    exact_dtype=True,
     mistakes=[
         Mistake(
             "the mean without the absolute value. Positive and negative inputs cancel, yet both carry the "
@@ -90,6 +96,10 @@ def _scale_cases():
         Case(importance * 1000, 0.3, label="large activations"),
         Case(dead, 0.5, label="a channel that is always 0"),
         Case(torch.tensor([4.0]), 0.5, label="a single channel"),
+        Case(torch.tensor([1e-9, 3e-5, 0.3, 2.0, 40.0]), 0.9, label="channels that are all but 0"),
+        Case(torch.tensor([2e-3, 0.7, 11.0]), 1.0, label="ratio 1"),
+        Case(torch.zeros(3), 0.5, label="all channels always 0"),
+        Case(importance.double()[::2], 0.4, label="float64, a strided view"),
     ]
 
 
@@ -137,7 +147,7 @@ AWQ_SCALE = Exercise(
             lambda importance, ratio: awq.awq_scale(importance.clamp(min=1e-4), ratio),
         ),
     ],
-    hint="Three steps: power, lower bound, division. Try importance [1, 4] with ratio 0.5 on paper.",
+    hint="Try importance [1, 4] with ratio 0.5 on paper. What is largest times smallest in the end?",
 )
 
 
@@ -165,6 +175,10 @@ def _fold_cases():
         Case(filled(nn.Linear(4, 5)), [filled(nn.Linear(5, 5))], scale(5), label="both with a bias"),
         Case(filled(nn.LayerNorm(7)), [filled(nn.Linear(7, 7)), filled(nn.Linear(7, 2))], scale(7),
              label="a LayerNorm with a bias"),
+        Case(filled(nn.Linear(3, 1)), [filled(nn.Linear(1, 4)), filled(nn.Linear(1, 2))], scale(1),
+             label="a single channel"),
+        Case(filled(nn.Linear(5, 6)), [filled(nn.Linear(6, 2, bias=False))], scale(12)[::2] * 1e-2,
+             label="small factors from a strided tensor"),
     ]
 
 

@@ -23,12 +23,20 @@ def _kd_cases():
         Case(randn(2, 3, 7), randn(2, 3, 7, seed=1), 4.0, label="as in a language model: three dimensions"),
         Case(50 * randn(3, 4), 50 * randn(3, 4, seed=1), 0.5, label="logits so large that exp overflows"),
         Case(randn(5, 3).t(), randn(5, 3, seed=1).t(), 3.0, label="transposed matrices"),
-        Case(randn(8, 2), randn(8, 1, seed=1), 2.0, label="shapes that differ", raises=ValueError),
+        Case(200 + randn(3, 4), randn(3, 4, seed=1), 2.0, label="logits near 200"),
+        Case(randn(2, 9).double(), randn(2, 9, seed=1).double(), 20.0, label="float64, a high temperature"),
+        Case(randn(4, 3), randn(4, 3), 2.0, label="a perfect student"),
+        Case(randn(8, 2), randn(8, 1, seed=1), 2.0, label="one class against two", raises=ValueError),
+        Case(randn(4, 3), randn(1, 3, seed=1), 2.0, label="one row against four", raises=ValueError),
+        Case(randn(2, 3), randn(3, 2, seed=1), 2.0, label="as many numbers in another shape",
+             raises=ValueError),
+        Case(randn(2, 2, 3), randn(2, 3, seed=1), 2.0, label="a dimension less", raises=ValueError),
     ]
 
 
 def _kl(student, teacher, temperature, factor=None, detach=True, average="rows", towards="teacher"):
     """kd_loss with one thing changed."""
+    distill.check_logits(student, teacher, temperature)
     teacher = teacher.detach() if detach else teacher
     s, t = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
     each = (t.exp() * (t - s)).sum(-1) if towards == "teacher" else (s.exp() * (s - t)).sum(-1)
@@ -48,6 +56,11 @@ def _logits_not_softened(student, teacher, temperature):
 
 def _teacher_not_softened(student, teacher, temperature):
     s, t = F.log_softmax(student / temperature, -1), F.log_softmax(teacher.detach(), -1)
+    return temperature**2 * (t.exp() * (t - s)).sum(-1).mean()
+
+
+def _unchecked(student, teacher, temperature):
+    s, t = F.log_softmax(student / temperature, -1), F.log_softmax(teacher.detach() / temperature, -1)
     return temperature**2 * (t.exp() * (t - s)).sum(-1).mean()
 
 
@@ -93,14 +106,15 @@ KD_LOSS = Exercise(
                 _logits_not_softened),
         Mistake("only the student's logits were divided by the temperature. The teacher's need it too.",
                 _teacher_not_softened),
+        Mistake("shapes that differ were let through: torch stretches [8, 1] to [8, 2] without a word.",
+                _unchecked),
         Mistake("this is the squared error of the logits. The loss compares probabilities.",
                 _squared_error),
         Mistake("this is the cross-entropy with the teacher's answers. It has the right gradient, but it is "
                 "not 0 for a perfect student: subtract the teacher's own entropy.", _soft_cross_entropy),
         Mistake("the softmax runs over the first dimension. Classes are the last one.", _first_dimension),
     ],
-    hint="distill.check_logits first. log_softmax of both, softened; then sum "
-         " p_teacher * (log p_teacher - log p_student) over the classes.",
+    hint="Write KL(teacher || student) as a sum over the classes. Whose probabilities weigh the differences?",
 )  # fmt: skip
 
 
@@ -113,6 +127,12 @@ def _gradient_cases():
         Case(randn(4, 5), randn(4, 5, seed=1), 1.0, label="temperature 1"),
         Case(randn(3, 9), randn(3, 9, seed=1), 10.0, label="a high temperature"),
         Case(randn(5, 1), randn(5, 1, seed=1), 2.0, label="a single class"),
+        Case(100 + randn(2, 3), 50 * randn(2, 3, seed=1), 0.5, label="large logits"),
+        Case(randn(3, 7).t(), randn(3, 7, seed=1).t(), 3.0, label="transposed matrices"),
+        Case(randn(1, 4).double(), randn(1, 4, seed=1).double(), 1.5, label="one row, float64"),
+        Case(randn(6, 2), randn(2, 6, seed=1), 2.0, label="as many numbers in another shape",
+             raises=ValueError),
+        Case(randn(4, 3), randn(4, 1, seed=1), 2.0, label="one class against three", raises=ValueError),
         Case(randn(5, 3), randn(1, 3, seed=1), 2.0, label="shapes that differ", raises=ValueError),
     ]
 
@@ -143,7 +163,7 @@ KD_GRADIENT = Exercise(
         Mistake("the loss is a mean over the rows, not over the classes.",
                 lambda s, t, temperature: _gradient(s, t, temperature, classes=True)),
     ],
-    hint="The gradient of a cross-entropy for logits z is softmax(z) - target. Then mind each factor of T.",
+    hint="What is the gradient of a cross-entropy for its logits? Which factors of T come along?",
 )  # fmt: skip
 
 
@@ -158,7 +178,11 @@ def _map_cases():
         Case(5, 2, label="no whole number of layers a stretch"),
         Case(7, 7, label="as many layers as the teacher"),
         Case(8, 1, label="a single layer"),
+        Case(24, 7, label="24 layers to 7"),
+        Case(1, 1, label="a teacher of one layer"),
         Case(6, 0, label="no layers", raises=ValueError),
+        Case(6, -2, label="fewer layers than none", raises=ValueError),
+        Case(0, 0, label="a teacher without layers", raises=ValueError),
         Case(3, 4, label="more layers than the teacher", raises=ValueError),
     ]
 
@@ -166,6 +190,7 @@ def _map_cases():
 LAYER_MAP = Exercise(
     reference=distill.layer_map,
     cases=_map_cases,
+    exact_dtype=True,
     mistakes=[
         Mistake("these are the first layers of each stretch. Take the last: it has seen the whole stretch.",
                 lambda n, m: [i * n // m for i in range(m)]),
@@ -180,7 +205,7 @@ LAYER_MAP = Exercise(
         Mistake("a student of no layers, or of more than the teacher has, must raise ValueError.",
                 lambda n, m: [(i + 1) * n // m - 1 for i in range(m)]),
     ],
-    hint="Stretch number i ends after (i + 1) * teacher_layers / student_layers layers.",
+    hint="With 6 and 3 a stretch has two layers. Where do stretches 0, 1 and 2 end? And with 5 and 2?",
 )  # fmt: skip
 
 

@@ -15,6 +15,13 @@ def _bound_cases():
         Case(86_000_000, 20e9, 5_898_240, label="INT4, and 256 tokens of cache"),
         Case(86_000_000, 20e9, 5_898_240, 16, label="the same, 16 sequences at once"),
         Case(26_031_738_880, 77e9, 1_677_721_600, 4, label="LLaMA-13B in FP16 on a phone, 4 sequences"),
+        Case(0, 20e9, 5_898_240, 3, label="no weights: only the cache is read"),
+        Case(2e-7, 3e-7, 5e-8, label="tiny figures are figures"),
+        Case(86_000_000, 0, label="no bandwidth", raises=ValueError),
+        Case(86_000_000, -0.5, label="a negative bandwidth", raises=ValueError),
+        Case(0, 20e9, label="nothing to read", raises=ValueError),
+        Case(0, 20e9, batch=8, label="nothing to read, 8 sequences", raises=ValueError),
+        Case(100, 20e9, -30, 4, label="fewer bytes than none", raises=ValueError),
     ]
 
 
@@ -48,8 +55,7 @@ DECODE_BOUND = Exercise(
                                                                             batch),
         ),
     ],
-    hint="How many bytes does one step read, and how many steps fit into a second? Then count the tokens "
-         "that a step gives.",
+    hint="What does one step read once, and what once for each sequence? How many tokens does it give?",
 )
 
 
@@ -60,12 +66,23 @@ def _kl_cases():
     random = np.random.default_rng(11)
     reference = random.normal(size=(5, 7)) * 3
     near = reference + 0.1 * random.normal(size=reference.shape)
+    close = reference + 1e-3 * random.normal(size=reference.shape)
+    wide = random.normal(size=(8, 5))
     return [
         Case(reference, near, label="logits that are slightly off"),
         Case(reference, reference + np.arange(5)[:, None], label="a constant added to each position"),
         Case(reference[:1], -reference[:1], label="one position, turned upside down"),
         Case(1000 * reference, 1000 * near, label="logits in the thousands"),
         Case(reference.astype(np.float32), near.astype(np.float32), label="float32"),
+        Case(reference.astype(np.float32), close.astype(np.float32), label="float32, almost equal"),
+        Case(reference.astype(np.float16), near.astype(np.float16), label="float16"),
+        Case(reference, near.astype(np.float32), label="float64 against float32"),
+        Case(wide.T[:, ::2], wide.T[:, 1::2], label="arrays that are strided views"),
+        Case(reference, near[:1], label="one position against five", raises=ValueError),
+        Case(reference[:1], near, label="five positions against one", raises=ValueError),
+        Case(reference, near[:, :1], label="one logit against seven", raises=ValueError),
+        Case(reference, near.T, label="as many numbers in another shape", raises=ValueError),
+        Case(reference, near[:, :6], label="another vocabulary", raises=ValueError),
     ]
 
 
@@ -115,8 +132,7 @@ MEAN_KL = Exercise(
             _naive,
         ),
     ],
-    hint="Log-probabilities of both first, with the largest logit taken out. Then p times their difference, "
-         "summed over the vocabulary.",
+    hint="KL is an expectation. Under whose probabilities, and of which difference? Then: the mean of what?",
 )
 
 
@@ -139,6 +155,7 @@ def _graph(layers=2, past="past", mask=True, tokens="tokens", cached="cached", p
 
 
 def _graph_cases():
+    inputs, outputs = _graph()
     return [
         Case(*ARTICLE, label="exported as in the article"),
         Case(*_graph(), label="complete"),
@@ -148,6 +165,14 @@ def _graph_cases():
         Case(*_graph(cached=128), label="the cache has a fixed length"),
         Case(*_graph(mask=False, tokens=1), label="one token at a time, no mask"),
         Case(*_graph(tokens=None), label="a dynamic dimension without a name"),
+        Case(*_graph(present=6), label="more comes out than goes in"),
+        Case(inputs[:-1] + [(inputs[-1][0], ["batch", 3, 128, 64])], outputs,
+             label="one tensor of the cache has a fixed length"),
+        Case(inputs[::-1] + [("pixels", [1, "images", 3, 96, 96])], outputs[::-1],
+             label="another order, and pictures of five dimensions"),
+        Case(inputs, outputs + [("attentions", ["layers", "batch", 9, "tokens", "all"])],
+             label="a tensor of five dimensions comes out"),
+        Case(*_graph(tokens=8), label="8 tokens at a time"),
     ]
 
 
@@ -171,8 +196,8 @@ MISSING_PARTS = Exercise(
         Mistake(
             "only the inputs looked at. Keys and values must come out again, as many as went in.",
             _with(lambda inputs, outputs, right: right - {"cache"}
-                  | ({"cache"} if not [s for _, s in inputs if len(s) == 4 and not isinstance(s[2], int)]
-                     else set())),
+                  | ({"cache"} if not (past := [s[2] for _, s in inputs if len(s) == 4])
+                     or any(isinstance(length, int) for length in past) else set())),
         ),
         Mistake(
             "only the outputs looked at. Who cannot hand the cache back in has to read everything again.",

@@ -20,6 +20,13 @@ def _decode_cases():
         Case(torch.arange(96).view(8, 12).t()[::2], 4, 3, "nan", label="a strided 2-D tensor"),
         Case(torch.arange(-8, 8, dtype=torch.int16), 8, 7, label="BF16 seen as int16: negative integers"),
         Case(torch.tensor([0x3E200000, 1, 0xFF7FFFFF]), 8, 23, label="FP32: 0.15625, smallest, largest"),
+        Case(torch.tensor([0x13C00, -0x4400, 0x7FFF0001, 0x1BC00], dtype=torch.int32), 5, 10,
+             label="FP16 in int32, with bits above the 16 that count"),
+        Case(torch.tensor([0x3FF8000000000001, 0x3690000000000003, -0x4010000000000001]), 11, 52,
+             label="FP64: as many bits as float64 itself has"),
+        Case(torch.tensor(0b0101, dtype=torch.int8), 2, 1, "none", label="one E2M1 code, no dimension"),
+        Case(torch.tensor([0b111111, 0b111100, 0b011100, 0b000011]), 3, 2, label="E3M2 as in IEEE 754"),
+        Case(torch.tensor([], dtype=torch.int64), 5, 2, label="no codes"),
     ]
 
 
@@ -54,6 +61,7 @@ DECODE_FLOAT = Exercise(
     cases=_decode_cases,
     rtol=0,
     atol=0,
+    exact_dtype=True,
     mistakes=[
         Mistake(
             "the leading 1 added to subnormals too. An exponent field of 0 means 0.mantissa.",
@@ -107,6 +115,14 @@ def _nearest_cases():
         Case(torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]), e2m1, label="ties go to the lower index"),
         Case(torch.tensor([-9.0, -1.1, 1.1, 7.0, 100.0]), nf4, label="beyond both ends of the table"),
         Case(torch.linspace(-2, 2, 24).view(4, 6).t(), torch.tensor([-1.0, 1.5]), label="strided"),
+        Case(torch.tensor([-3e-6, 1.2e-6, 4e-6]), torch.tensor([-2e-6, 0.0, 1e-6, 5e-6]),
+             label="tiny values"),
+        Case(torch.linspace(-9, 9, 37).view(37, 1)[::3], torch.arange(-300.0, 301) / 100,
+             label="a table of 601 values: no int8 index"),
+        Case(torch.tensor(0.4), torch.tensor([-0.5]), label="one number, a table of one value"),
+        Case(torch.tensor([1.2, -0.7]).double(), nf4.double(), label="float64"),
+        Case(torch.nn.Parameter(torch.tensor([[0.4], [0.6]])), torch.tensor([0.0, 0.5, 2.0]),
+             label="a parameter"),
     ]
 
 
@@ -166,6 +182,9 @@ def _scale_cases():
         Case(torch.tensor([[3e38, 1.0]]), 0, label="huge, for elements up to 1.5"),
         Case(torch.tensor([[300.0, -500.0]]), 8, label="for E4M3 elements: largest_power 8"),
         Case(torch.randn(3, 4, 32, generator=generator), label="three dimensions"),
+        Case(torch.tensor([[3e38, 1.0], [2e38, 0.0]]), -2, label="so large that the code stops at 254"),
+        Case(torch.randn(5, 6, generator=generator).t()[::2], 4, label="strided, blocks of 5"),
+        Case(torch.tensor([1e-20, -3e-20, 2e-20]), label="one block, no other dimension, tiny"),
     ]
 
 
@@ -234,7 +253,7 @@ BLOCK_SCALE_E8M0 = Exercise(
             ),
         ),
     ],
-    hint="absmax of each block, its power of two rounded down, less largest_power, plus 127.",
+    hint="Which power of two is just below 40? Which one must the scale be, so that 40 / scale fits?",
 )  # fmt: skip
 
 

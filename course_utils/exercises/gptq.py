@@ -20,6 +20,9 @@ def _hessian_cases():
         Case([torch.randn(3, 5), torch.zeros(4, 5)], label="a batch of zeros still counts"),
         Case([strided], label="inputs that are not contiguous"),
         Case([torch.tensor([[1.0, 2.0]])], label="one token"),
+        Case([0.01 * torch.randn(3, 7), 0.01 * torch.randn(4, 7)], label="small inputs"),
+        Case([torch.randn(5, 1), torch.randn(2, 1)], label="a layer with one input"),
+        Case([100 * torch.randn(2, 3) for _ in range(7)], label="large inputs, seven batches"),
     ]
 
 
@@ -56,7 +59,8 @@ HESSIAN = Exercise(
     call=_accumulate,
     cases=_hessian_cases,
     rtol=1e-4,
-    atol=1e-5,
+    atol=1e-6,
+    exact_dtype=True,
     mistakes=[
         Mistake("the factor 2 is missing: it is the second derivative of a square.",
                 _wrong(lambda batches: _all(batches).T @ _all(batches) / len(_all(batches)))),
@@ -72,7 +76,7 @@ HESSIAN = Exercise(
         Mistake("the sum of all batches is divided by the size of the last one.",
                 _wrong(lambda batches: 2 * _all(batches).T @ _all(batches) / len(batches[-1]))),
     ],
-    hint="Each token x adds the outer product of x with itself; x.T @ x does that for all rows of x at once.",
+    hint="What does one token add to X^T X? What has to be kept, so that it can be divided once at the end?",
 )
 
 
@@ -99,6 +103,11 @@ def _column_cases():
     cases.append(Case(strided, 1, strided[:, 1].round(), _factor(3), label="a weight that is not contiguous"))
     weight = torch.randn(3, 4)
     cases.append(Case(weight, 1, weight[:, 1].clone(), _factor(4), label="no rounding error: nothing moves"))
+    wide = torch.randn(5, 7)
+    cases.append(Case(wide, 2, wide[:, 2] + 1e-3, 0.01 * _factor(7), label="small rounding errors"))
+    cases.append(Case(torch.nn.Parameter(wide), 0, wide[:, 0].round(), _factor(7), label="a layer's weight"))
+    cases.append(Case(wide[:, :1], 0, wide[:, 0].round(), _factor(1), label="a single column"))
+    cases.append(Case(wide.double(), 5, wide[:, 5].double().round(), _factor(7).double(), label="float64"))
     return cases
 
 
@@ -160,7 +169,7 @@ COLUMN_UPDATE = Exercise(
         Mistake("the weights are right, but the error must be returned divided by the diagonal element.",
                 _unscaled_error),
     ],
-    hint="One row of the factor times each row's scaled error: an outer product, taken from the weight.",
+    hint="Which part of the factor says how far each other column moves when this one errs by 1?",
 )
 
 
@@ -177,6 +186,9 @@ def _nibble_cases():
         Case(torch.randint(0, 16, (32, 5)), label="several words and columns"),
         Case(torch.randint(0, 16, (16, 2)).to(torch.uint8), label="integers that come as uint8"),
         Case(torch.randint(0, 16, (6, 24)).T[:, ::2], label="integers that are not contiguous"),
+        Case(torch.randint(0, 16, (48, 3))[::2], label="every second row of a larger matrix"),
+        Case(torch.randint(0, 16, (40, 1)).to(torch.int8), label="int8, one column"),
+        Case(torch.randint(8, 16, (8, 7)).to(torch.int16), label="int16, all of 8 or more"),
     ]
 
 
@@ -198,6 +210,7 @@ def _signed_sum(values):
 PACK = Exercise(
     reference=checkpoint.pack_nibbles,
     cases=_nibble_cases,
+    exact_dtype=True,
     mistakes=[
         Mistake("the first integer stands in the highest bits. It belongs into the lowest four.",
                 lambda values: _pack(values, 4 * torch.arange(7, -1, -1))),
@@ -210,12 +223,15 @@ PACK = Exercise(
         Mistake("words with the highest bit set came out as 2147483647: build them as int64, then convert.",
                 _signed_sum),
     ],
-    hint="Group the rows by eight, shift the i-th of a group left by 4 * i bits as int64, and add them up.",
+    hint="By how many bits must integer i of eight move? Why is int32 too narrow while you add them up?",
 )
 
 
 def _word_cases():
-    return [Case(checkpoint.pack_nibbles(case.args[0]), label=case.label) for case in _nibble_cases()]
+    cases = [Case(checkpoint.pack_nibbles(case.args[0]), label=case.label) for case in _nibble_cases()]
+    words = torch.tensor([[0x12345678, -1, 0], [-2**31, 2**31 - 1, -0x12345678]], dtype=torch.int32)
+    return [*cases, Case(words, label="any words"), Case(words.T[1:], label="words that are not contiguous"),
+            Case(torch.nn.Parameter(words, requires_grad=False), label="words of a layer")]  # fmt: skip
 
 
 def _unpack(words, shifts=None, mask=15):
@@ -233,6 +249,7 @@ def _unpack_strided(words):
 UNPACK = Exercise(
     reference=checkpoint.unpack_nibbles,
     cases=_word_cases,
+    exact_dtype=True,
     mistakes=[
         Mistake("the bits above the four are still there: keep the lowest four with & 15.",
                 lambda words: _unpack(words, mask=None)),
@@ -243,7 +260,7 @@ UNPACK = Exercise(
         Mistake("the first integers of all words come first. The eight of one word belong together.",
                 _unpack_strided),
     ],
-    hint="Shift the words right by 0, 4, ... 28 bits along a new dimension, and keep four bits of each.",
+    hint="How do you bring integer i of a word into the lowest four bits, and what else is still there then?",
 )
 
 

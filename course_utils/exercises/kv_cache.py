@@ -32,16 +32,19 @@ def _bytes_cases():
         Case(_config(40, 40, 40, 128), 16, label="LLaMA-13B: a key for each query head"),
         Case(_config(80, 64, 8, 128), 4, label="Llama-3-70B, keys and values in INT4"),
         Case(_config(18, 8, 1, 256, hidden=3072), 8, label="heads wider than the hidden size, INT8"),
+        Case(_config(3, 4, 1, 5), 3, label="3 bits: bytes of all layers together, rounded down"),
+        Case(_config(5, 6, 3, 7), bits=1, label="1 bit, odd sizes"),
     ]
 
 
 KV_BYTES_PER_TOKEN = Exercise(
     reference=costs.kv_bytes_per_token,
     cases=_bytes_cases,
+    exact_dtype=True,
     mistakes=[
         Mistake(
             "half of it. A token leaves a key and a value in each layer.",
-            lambda c, bits=16: costs.kv_bytes_per_token(c, bits) // 2,
+            lambda c, bits=16: c.num_hidden_layers * c.num_key_value_heads * c.head_dim * bits // 8,
         ),
         Mistake(
             "the query heads counted. Queries are used once and thrown away; which heads are kept?",
@@ -54,15 +57,15 @@ KV_BYTES_PER_TOKEN = Exercise(
         ),
         Mistake(
             "one layer only. Each layer has keys and values of its own.",
-            lambda c, bits=16: costs.kv_bytes_per_token(c, bits) // c.num_hidden_layers,
+            lambda c, bits=16: 2 * c.num_key_value_heads * c.head_dim * bits // 8,
         ),
         Mistake(
             "one head only. Each key-value head has a key and a value of head_dim numbers.",
-            lambda c, bits=16: costs.kv_bytes_per_token(c, bits) // c.num_key_value_heads,
+            lambda c, bits=16: 2 * c.num_hidden_layers * c.head_dim * bits // 8,
         ),
         Mistake(
             "bits. A byte has 8 of them.",
-            lambda c, bits=16: costs.kv_bytes_per_token(c, bits) * 8,
+            lambda c, bits=16: 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * bits,
         ),
         Mistake(
             "16 bits a number whatever `bits` says.",
@@ -90,6 +93,10 @@ def _lookup_cases():
         Case(tables, torch.tensor([[2, 0], [1, 2]]), 1, label="blocks of one token"),
         Case(torch.tensor([[9, 8], [7, 6], [5, 4]]).T, torch.tensor([[5, 1], [0, 3]]), 2,
              label="a strided table"),
+        Case(torch.tensor([[5, 2, -1], [3, -1, -1], [1, 4, 0]], dtype=torch.int32),
+             torch.tensor([[4, 0, 5], [2, 2, 1], [8, 3, 6]]), 3, label="padded int32 tables, blocks of 3"),
+        Case(torch.tensor([[300, 7], [200, 500]]), torch.tensor([[9, 8], [1, 5], [0, 6]]).T[:, 1:], 5,
+             label="ids above 255, strided positions, blocks of 5"),
     ]
 
 
@@ -126,8 +133,8 @@ LOOKUP = Exercise(
             lambda tables, positions, size: tables.gather(1, positions // size) * size + positions % size,
         ),
     ],
-    hint="With blocks of 16, token 37 is in which block of its table, and where in it? `torch.gather` picks "
-         "from each row of a matrix.",
+    hint="With blocks of 16, token 37 is in which block of its table, and where in it? Then: how does each "
+         "row of positions find its own row of tables?",
 )
 
 
@@ -153,6 +160,11 @@ def _append_cases():
         Case(strided, torch.tensor([[7, 2]]), torch.tensor([3]), random(1, 2, 3, 3), label="a strided pool"),
         Case(random(5, 16, 3, 4).double(), torch.tensor([[4, 2], [1, 0]]), torch.tensor([15, 0]),
              random(2, 3, 2, 4).double(), label="float64, blocks of 16"),
+        Case(random(7, 3, 2, 5), torch.tensor([[6, 0, -1], [2, 5, 3]]), torch.tensor([2, 4]),
+             random(2, 2, 3, 5), label="blocks of 3, a padded table"),
+        Case(random(6, 5, 1, 2).bfloat16(), torch.tensor([[0, 4], [2, 3], [1, 5]]), torch.tensor([0, 5, 3]),
+             random(3, 2, 4, 1).bfloat16().transpose(1, 3),
+             label="BF16, three sequences, strided new states"),
     ]
 
 
@@ -225,6 +237,10 @@ def _gather_cases():
         Case(pool.transpose(2, 3), torch.tensor([[5, 0, 1]]), 10, label="a strided pool"),
         Case(torch.randn(3, 16, 5, 2, generator=generator).double(), torch.tensor([[2], [0]]), 9,
              label="float64, blocks of 16"),
+        Case(torch.randn(7, 3, 2, 5, generator=generator).half(), torch.tensor([[6, 0, 2], [2, 5, 2]]), 7,
+             label="FP16, blocks of 3"),
+        Case(torch.randn(4, 2, 1, 3, generator=generator), torch.tensor([[3, 1], [0, 2]]).T, 4,
+             label="a strided table, one head"),
     ]
 
 
@@ -235,6 +251,7 @@ def _rows(pool, tables):
 GATHER = Exercise(
     reference=paged.gather,
     cases=_gather_cases,
+    exact_dtype=True,
     mistakes=[
         Mistake(
             "the first blocks of the pool. Take those in the table, in the table's order.",
@@ -281,6 +298,9 @@ def _copy_cases():
         Case([1, 0], 1, [2, 1], [], label="a shared block, and none is free",
              raises=block_tables.OutOfBlocks),
         Case([1, 0], 0, [2, 1], [], label="a block of one's own, and none is free"),
+        Case([5, 3, 0, 2], 2, [4, 0, 1, 2, 0, 1, 0], [6, 1, 4], label="in the middle of a table"),
+        Case([0, 2], 0, [3, 0, 1], [], label="a block that three share, and none is free",
+             raises=block_tables.OutOfBlocks),
     ]
 
 

@@ -67,14 +67,26 @@ def _slerp_cases():
         Case(near, near + 0.2 * random(50), 0.5, 0.9, label="nearly parallel, with another threshold"),
         Case(torch.tensor([0.0, 2.0, 0.0]), torch.tensor([0.0, -4.0, 0.0]), 0.25, label="opposite"),
         Case(a, torch.zeros(4, 6), 0.5, label="one is zero"),
+        Case(torch.zeros(4, 6), a, 0.5, label="the other is zero"),
+        Case(torch.zeros(3), torch.zeros(3), 0.4, label="both are zero"),
+        Case(a, b, 0.0, label="t = 0"),
+        Case(3e-5 * random(5, 3), 3e-5 * random(5, 3), 0.3, label="as tiny as task vectors are"),
+        Case(1e-8 * random(6), random(6), 0.5, label="one is tiny, and an arrow all the same"),
+        Case(random(7).double(), random(7).double(), 0.8, label="float64"),
+        Case(random(2, 3, 4).half(), random(2, 3, 4).half(), 0.3, label="float16"),
+        Case(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 1.0]), 0.25, 0.0,
+             label="|cos A| >= 0 always: every pair counts as parallel"),
         Case(random(2, 3), random(3, 2), 0.5, label="shapes that differ", raises=ValueError),
+        Case(random(3, 2), random(2, 3), 0.5, label="shapes that differ, the other way", raises=ValueError),
+        Case(random(4, 6), random(1, 6), 0.5, label="a shape that would broadcast", raises=ValueError),
+        Case(random(6), random(2, 3), 0.5, label="as many numbers in other dimensions", raises=ValueError),
     ]
 
 
 def _slerp(a, b, t, parallel=0.9995, *, normalize=True, lengths=True, absolute=True, zero=True,
            swap=False, by_row=False, check=True):
     """The right `slerp` with one thing done wrongly."""
-    if check and a.shape != b.shape:
+    if a.numel() != b.numel() or check and a.shape != b.shape:
         raise ValueError("the shapes differ")
     t = 1 - t if swap else t
     x, y = a.float(), b.float()
@@ -85,7 +97,7 @@ def _slerp(a, b, t, parallel=0.9995, *, normalize=True, lengths=True, absolute=T
         x, y = x / long_x, y / long_y
     unit_x, unit_y = (x / long_x, y / long_y) if normalize and lengths else (x, y)
     cosine = (unit_x * unit_y).sum(dim=-1, keepdim=True).clamp(-1, 1)
-    linear = (cosine.abs() if absolute else cosine) > parallel
+    linear = (cosine.abs() if absolute else cosine) >= parallel
     if zero:
         linear = linear | (long_x == 0) | (long_y == 0)
     angle = torch.acos(cosine)
@@ -102,7 +114,7 @@ def _dot_of_tensors(a, b, t, parallel=0.9995):
 def _in_own_dtype(a, b, t, parallel=0.9995):
     x, y = a.flatten(), b.flatten()
     cosine = torch.dot(x / x.norm(), y / y.norm()).clamp(-1, 1)
-    if x.norm() == 0 or y.norm() == 0 or cosine.abs() > parallel:
+    if x.norm() == 0 or y.norm() == 0 or cosine.abs() >= parallel:
         return (1 - t) * a + t * b
     angle = torch.acos(cosine)
     return (torch.sin((1 - t) * angle) * a + torch.sin(t * angle) * b) / torch.sin(angle)
@@ -112,7 +124,8 @@ SLERP = Exercise(
     reference=vectors.slerp,
     cases=_slerp_cases,
     rtol=1e-4,
-    atol=1e-5,
+    atol=1e-6,
+    exact_dtype=True,
     mistakes=[
         Mistake(
             "LERP everywhere. SLERP weighs the tensors by sines of the angle.",
@@ -165,8 +178,7 @@ SLERP = Exercise(
             _in_own_dtype,
         ),
     ],
-    hint="Five steps: flatten to float32, cosine of the normalised vectors, clamp, is it LERP, and if not "
-         "the two sines. Try the arrows (3, 0) and (0, 3) on paper.",
+    hint="Try the arrows (3, 0) and (0, 3) on paper: which angle, which two weights? When is sin A zero?",
 )
 
 
@@ -195,6 +207,19 @@ def _task_cases():
              label="a name too many", raises=ValueError),
         Case(tuned | {"encoder.bias": torch.ones(1)}, base, label="a shape that would broadcast",
              raises=ValueError),
+        Case({name: base[name] + 1e-5 * tuned[name] if base[name].is_floating_point() else base[name]
+              for name in base}, base, label="changes of 1e-5"),
+        Case(_state(generator, torch.float64), _state(generator, torch.float64), label="float64"),
+        Case({"A_log": torch.randn(3, generator=generator), "scale": torch.tensor(2.0)},
+             {"A_log": torch.randn(3, generator=generator), "scale": torch.tensor(0.5)},
+             label="other names, and a tensor without dimensions"),
+        Case(_state(generator, torch.float16), _state(generator, torch.float16), label="float16"),
+        Case(tuned | {"head.bias": torch.ones(2)}, base | {"head.offset": torch.ones(2)},
+             label="as many names, but others", raises=ValueError),
+        Case(tuned, base | {"encoder.weight": base["encoder.weight"].T}, label="a transposed shape",
+             raises=ValueError),
+        Case(list(tuned.items()), base, label="no state dict", raises=TypeError),
+        Case(tuned, None, label="no base", raises=TypeError),
     ]  # fmt: skip
 
 
@@ -208,7 +233,19 @@ def _in_place(finetuned, base):
     return {name: finetuned[name].float() for name in _floats(base)}
 
 
+def _dicts_only(finetuned, base):
+    if not (isinstance(finetuned, dict) and isinstance(base, dict)):
+        raise TypeError("no state dict")
+
+
+def _passed_over(finetuned, base):
+    _dicts_only(finetuned, base)
+    common = [name for name in _floats(base) if name in finetuned]
+    return {name: finetuned[name].float() - base[name].float() for name in common}
+
+
 def _names_checked(finetuned, base):
+    _dicts_only(finetuned, base)
     if finetuned.keys() != base.keys():
         raise ValueError("the names differ")
     return {name: finetuned[name].float() - base[name].float() for name in _floats(base)}
@@ -217,6 +254,7 @@ def _names_checked(finetuned, base):
 TASK_VECTOR = Exercise(
     reference=methods.task_vector,
     cases=_task_cases,
+    exact_dtype=True,
     mistakes=[
         Mistake(
             "base - finetuned. Added to the base, the task vector must give the fine-tuned model.",
@@ -245,18 +283,14 @@ TASK_VECTOR = Exercise(
         ),
         Mistake(
             "names that only one model has were passed over. Such models do not belong together: say so.",
-            lambda finetuned, base: {
-                name: finetuned[name].float() - base[name].float()
-                for name in _floats(base)
-                if name in finetuned
-            },
+            _passed_over,
         ),
         Mistake(
             "names are checked, shapes are not. A shape that broadcasts gives something without meaning.",
             _names_checked,
         ),
     ],
-    hint="states.check(finetuned, base) raises what must be raised. The rest is one dict comprehension.",
+    hint="What must be true of two models before a subtraction means anything? Which tensors are weights?",
 )
 
 
@@ -273,6 +307,9 @@ def _sign_cases():
         Case(torch.randn(6, 3, generator=generator).T, label="a transposed view"),
         Case(torch.randn(5, 8, generator=generator).bfloat16(), label="bfloat16"),
         Case(torch.randn(4, generator=generator), label="tasks with one number each"),
+        Case(1e-30 * torch.randn(3, 5, generator=generator), label="as small as numbers get"),
+        Case(torch.tensor([[1e4, 1e-3], [-1e4, 2e-3], [1e-2, -1e-3]]), label="large against tiny"),
+        Case(torch.randn(2, 3, 3, generator=generator).double(), label="two tasks, float64"),
     ]
 
 

@@ -34,11 +34,15 @@ def _config_cases():
     one_layer = LlamaConfig(
         vocab_size=50, hidden_size=8, intermediate_size=12, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, head_dim=4, tie_word_embeddings=False)  # fmt: skip
+    odd = LlamaConfig(
+        vocab_size=77, hidden_size=45, intermediate_size=31, num_hidden_layers=5,
+        num_attention_heads=5, num_key_value_heads=1, head_dim=6, tie_word_embeddings=False)  # fmt: skip
     return [
         Case(smollm2_config(), label="SmolLM2-135M"),
         Case(llama_13b_config(), label="LLaMA-13B: untied embeddings, as many key as query heads"),
         Case(wide_heads, label="heads x head_dim is not hidden_size"),
         Case(one_layer, label="one layer"),
+        Case(odd, label="odd sizes, one key head for five query heads, untied"),
     ]
 
 
@@ -58,6 +62,7 @@ PARAMETER_COUNT = Exercise(
     cases=_config_cases,
     rtol=0,
     atol=0,
+    exact_dtype=True,
     mistakes=[
         Mistake(
             "the output matrix counted although it is tied to the embedding. Look at tie_word_embeddings.",
@@ -88,7 +93,7 @@ PARAMETER_COUNT = Exercise(
             lambda config: _count(config, head_dim=config.hidden_size // config.num_attention_heads),
         ),
     ],
-    hint="Write the seven matrices of one layer as rows x columns, add two norms, multiply by the layers.",
+    hint="Write down the shape of each matrix of one layer. Which fields of the config are its sides?",
 )
 
 
@@ -104,6 +109,11 @@ def _bytes_cases():
         Case(100, 3, group_size=32, label="the last group is not full"),
         Case(7, 3, label="bits that do not fill the last byte"),
         Case(1_000_000, 4, group_size=32, scale_bits=8, label="8-bit scales"),
+        Case(5, 2, group_size=128, label="fewer numbers than a group has"),
+        Case(99, 4, group_size=33, scale_bits=3, zero_bits=2, label="groups of 33, scales of 3 bits"),
+        Case(1_000, 3, scale_bits=8, zero_bits=8, label="no groups: bits of scales count for nothing"),
+        Case(17, 5, 1, 7, 3, label="a group for each number, all arguments by position"),
+        Case(1, 1, label="one bit"),
     ]
 
 
@@ -156,6 +166,7 @@ BYTES_AT_BITS = Exercise(
     cases=_bytes_cases,
     rtol=0,
     atol=0,
+    exact_dtype=True,
     mistakes=[
         Mistake("the scales are missing. Each group brings scale_bits more.", _no_scales),
         Mistake("the zero points are missing. Each group brings zero_bits more.", _no_zeros),
@@ -167,7 +178,7 @@ BYTES_AT_BITS = Exercise(
         Mistake("a scale for each number. All group_size numbers of a group share one.", _scale_of_each),
         Mistake("rounded down. Bits that do not fill the last byte still need it.", _rounded_down),
     ],
-    hint="Count the bits of the numbers and of the groups. Divide by 8 at the end, round up.",
+    hint="How many bits are there in all, and how many groups? What becomes of a group that is not full?",
 )  # fmt: skip
 
 
@@ -180,6 +191,8 @@ def _intensity_cases():
         Case(256, 576, 1536, 4, label="256 tokens through the same matrix"),
         Case(1, 4096, 4096, 2, label="one token, FP16"),
         Case(3, 5, 7, 1, label="three different sizes, one byte"),
+        Case(6, 100, 35, 0.5, label="INT4: half a byte a number"),
+        Case(1, 1, 1, 8, label="a product of two numbers, FP64"),
     ]
 
 
@@ -220,7 +233,7 @@ ARITHMETIC_INTENSITY = Exercise(
             lambda rows, inner, columns, element_bytes: 1 / _intensity(rows, inner, columns, element_bytes),
         ),
     ],
-    hint="Each of the rows x columns results is a sum of `inner` products. Then count three matrices' bytes.",
+    hint="How many products does one number of the result take? Which matrices are read, which is written?",
 )  # fmt: skip
 
 
@@ -234,6 +247,8 @@ def _logits_cases():
     unlikely = torch.randn(6, 10, generator=generator)
     unlikely[2, tokens[3] % 10] -= 120  # exp(-120) is 0 in float32
     strided = (2 * torch.randn(30, 12, generator=generator)).t()
+    large = 1e4 + 3 * torch.randn(7, 9, generator=generator)  # exp of it is infinite
+    trained = torch.nn.Parameter(torch.randn(9, 11, generator=generator).double())
     return [
         Case(logits, tokens, label="40 tokens, vocabulary of 50"),
         Case(torch.zeros(5, 1000), torch.tensor([1, 2, 3, 4, 5]), label="all 1,000 tokens equally likely"),
@@ -241,6 +256,9 @@ def _logits_cases():
         Case(logits.bfloat16(), tokens, label="logits in BF16"),
         Case(strided, tokens[:12] % 30, label="logits that are a transposed view"),
         Case(logits[:2], tokens[:2], label="a text of two tokens"),
+        Case((8 * logits[:9]).half(), tokens[:9], label="logits in FP16"),
+        Case(large, tokens[:7] % 9, label="logits near ten thousand"),
+        Case(trained, tokens[:9] % 11, label="FP64 logits that require a gradient"),
     ]
 
 
@@ -299,6 +317,7 @@ PERPLEXITY_FROM_LOGITS = Exercise(
     reference=costs.perplexity_from_logits,
     cases=_logits_cases,
     rtol=1e-4,
+    exact_dtype=True,
     mistakes=[
         Mistake("row i held against token i. Row i is the guess about the next token, i + 1.", _unshifted),
         Mistake("shifted the wrong way: row i held against token i - 1.", _shifted_back),
@@ -313,7 +332,7 @@ PERPLEXITY_FROM_LOGITS = Exercise(
         Mistake("computed in the logits' own 16 bits. Convert to float32 first.", _low_precision_loss),
         Mistake("log of softmax loses small probabilities to 0. Use torch.log_softmax.", _log_of_softmax),
     ],
-    hint="Line up logits[:-1] with tokens[1:], take the log-probability of each token, average, exp.",
+    hint="Which row of the logits is the guess about which token? What did the model think of that token?",
 )  # fmt: skip
 
 

@@ -21,6 +21,10 @@ def _wanda_cases():
         Case(weight, inputs[:1], label="one token"),
         Case(torch.randn(8, 5).T, torch.randn(8, 12).T, label="matrices that are not contiguous"),
         Case(weight, inputs * torch.tensor([1.0, 0, 1, 1, 0, 1, 1, 1]), label="inputs that are always zero"),
+        Case(1e-5 * weight, 1e-4 * inputs[:7], label="tiny weights and inputs"),
+        Case(torch.randn(3, 7), 1e4 * torch.randn(11, 7), label="large inputs"),
+        Case(torch.randn(1, 3).double(), torch.randn(2, 3).double(), label="one output, float64"),
+        Case(torch.nn.Parameter(torch.randn(4, 3)), torch.randn(9, 3), label="a layer's own weight"),
     ]
 
 
@@ -32,7 +36,7 @@ WANDA = Exercise(
     reference=unstructured.wanda_score,
     cases=_wanda_cases,
     rtol=1e-4,
-    atol=1e-6,
+    atol=1e-12,
     mistakes=[
         Mistake("the sign of the weight is still there. A large negative weight matters as much as a large "
                 "positive one.", lambda weight, inputs: weight * _length(inputs)),
@@ -52,7 +56,7 @@ WANDA = Exercise(
         Mistake("that is the length of each token. Each input needs one, over all tokens.",
                 lambda weight, inputs: weight.abs() * inputs.norm(dim=1)),
     ],
-    hint="One length for each input (column of `inputs`), times the size of each weight in that column.",
+    hint="How many lengths are there, and along which dimension of the weight do they go?",
 )
 
 
@@ -70,6 +74,13 @@ def _mask_cases():
         Case(torch.rand(12, 8).T[:, ::3], label="scores that are not contiguous"),
         Case(torch.zeros(2, 4), label="all scores zero"),
         Case(torch.rand(3, 8) - 1, label="scores below 0"),
+        Case(torch.rand(16, 6).T, label="a transposed matrix of several groups"),
+        Case(1e-6 * torch.rand(3, 12), 2, 6, label="2:6, tiny scores"),
+        Case(torch.randint(0, 3, (7, 64)).float(), 13, 32, label="13:32, many equal scores"),
+        Case(torch.tensor([[0.0, -0.0, 1e-30, 0.0, -1e-30, 0.0, -0.0, 0.0]]), label="all but equal scores"),
+        Case(torch.rand(2, 5).double(), 5, 5, label="all stay, float64"),
+        Case(torch.rand(1, 9).half(), 1, 3, label="1:3, float16"),
+        Case(torch.rand(3, 6), label="18 weights, 6 columns: no groups of 4", raises=ValueError),
         Case(torch.rand(2, 6), label="6 columns are no groups of 4", raises=ValueError),
         Case(torch.rand(2, 6), 4, 12, label="12 weights in two rows, but 6 columns are no group of 12",
              raises=ValueError),
@@ -112,6 +123,7 @@ def _strided(score, n, m):
 N_M_MASK = Exercise(
     reference=unstructured.n_m_mask,
     cases=_mask_cases,
+    exact_dtype=True,
     mistakes=[
         Mistake("the lowest scores stay. A high score says that a weight is needed.",
                 _checked(lambda s, n, m: _top(s.reshape(-1, m), n).reshape(s.shape))),
@@ -133,8 +145,8 @@ N_M_MASK = Exercise(
                 lambda score, n=2, m=4: _top(score[:, : score.shape[1] // m * m].reshape(-1, m), n,
                                              descending=True).reshape(len(score), -1)),
     ],
-    hint="Reshape to groups of m, find the places of the n highest scores in each, and set True there "
-         "(a stable argsort and scatter). Check first that m divides the number of columns.",
+    hint="How can a row of 8 columns become two rows of 4? Which function gives places instead of values, "
+         "and keeps the order of equal ones?",
 )
 
 
@@ -154,7 +166,14 @@ def _byte_cases():
         Case(3, 20, 17, "bitmask", label="bitmask of 20 columns: a row takes three whole bytes"),
         Case(3, 20, 17, "2:4", 32, label="2:4 of 20 columns: a row's places take three whole bytes"),
         Case(5, 7, 0, "csr", label="CSR of a matrix of zeros"),
+        Case(1, 9, 9, "bitmask", 32, label="one row of 9 columns, all nonzero"),
+        Case(7, 33, 0, "bitmask", 8, label="bitmask of a matrix of zeros"),
+        Case(4, 4, 16, "csr", 8, label="CSR of a matrix without a zero, 8 bits"),
+        Case(3, 12, 2, "2:4", 8, label="2:4, 8 bits"),
+        Case(3, 5, 2, "dense", 32, label="dense: zeros are stored, too"),
         Case(2, 2, 1, "zip", label="an unknown format", raises=ValueError),
+        Case(8, 8, 16, "1:4", label="another pattern", raises=ValueError),
+        Case(8, 8, 16, "", label="no format", raises=ValueError),
     ]
 
 
@@ -177,6 +196,7 @@ def _only(format, formula):
 BYTES = Exercise(
     reference=sparse.storage_bytes,
     cases=_byte_cases,
+    exact_dtype=True,
     mistakes=[
         Mistake("bits, not bytes, came out.",
                 _bytes(lambda *a: 8 * sparse.storage_bytes(*a))),

@@ -21,6 +21,9 @@ def _absmax_cases():
         Case(randn(5, 6, seed=3), 8, full_range=False, label="mirrored grid, 8 bits"),
         Case(randn(5, 6, seed=4), 3, False, label="mirrored grid, 3 bits"),
         Case(randn(9, 4, seed=5).t(), 4, label="a transposed matrix"),
+        Case(randn(3, 7, seed=6) * 1e-30, 5, label="values of 1e-30: tiny, but not 0"),
+        Case(randn(5, 1, seed=7), 2, full_range=False, label="one value a row, a grid of -1, 0, 1"),
+        Case(randn(11, seed=8).double(), bits=6, label="a single row, float64"),
     ]
 
 
@@ -34,6 +37,7 @@ def _scale(values, bits, full_range, *, absolute=True, keepdim=True, edge=None, 
 
 ABSMAX = Exercise(
     reference=affine.absmax_scale,
+    exact_dtype=True,
     cases=_absmax_cases,
     mistakes=[
         Mistake(
@@ -66,7 +70,8 @@ ABSMAX = Exercise(
             lambda v, bits, full_range=True: _scale(v, bits, full_range, whole=True),
         ),
     ],
-    hint="largest absolute value of each row, divided by the edge of the grid.",
+    atol=0.0,
+    hint="which value of a row lies furthest from 0, and on which point of the grid must it fall?",
 )
 
 
@@ -83,6 +88,11 @@ def _zero_point_cases():
         Case(with_zero_row, 2, label="a row of zeros"),
         Case(randn(2, 4, 16, seed=13) + 0.5, 8, label="rows split into groups"),
         Case((randn(9, 4, seed=14) - 0.7).t(), 4, label="a transposed matrix"),
+        Case(randn(3, 5, seed=15) + torch.tensor([[4.0], [-4.0], [0.0]]), 5,
+             label="a positive, a negative and a mixed row in one matrix"),
+        Case(randn(3, 7, seed=16) * 1e-30, 6, label="values of 1e-30: tiny, but not 0"),
+        Case(torch.tensor([[2.5], [-0.5]]), 3, label="one value a row"),
+        Case(randn(11, seed=17).double(), bits=7, label="a single row, float64"),
     ]
 
 
@@ -106,6 +116,7 @@ def _zero_point(
 
 ZERO_POINT = Exercise(
     reference=affine.zero_point_params,
+    exact_dtype=True,
     cases=_zero_point_cases,
     mistakes=[
         Mistake(
@@ -133,7 +144,8 @@ ZERO_POINT = Exercise(
             lambda v, bits: _zero_point(v, bits, symmetric=True),
         ),
     ],
-    hint="scale = (max - min) / number of steps; zero = the integer on which 0.0 falls.",
+    atol=0.0,
+    hint="where do the smallest and the largest value land? Try the row [-1, 0, 2] with 2 bits on paper.",
 )
 
 
@@ -165,7 +177,15 @@ def _group_cases():
         Case(with_zeros, 3, 8, label="a group of zeros"),
         Case(_positive_edges(randn(5, 12, seed=23), 12), 8, 12, label="one group a row"),
         Case(_positive_edges(randn(4, 20, seed=24), 4).t().contiguous().t(), 2, 4, label="other strides"),
+        Case(_positive_edges(randn(3, 35, seed=26), 7) * 1e-6, 5, 7, label="values of 1e-6, odd sizes"),
+        Case(randn(2, 3, seed=27).abs(), 4, 1, label="each value is a group"),
+        Case(_positive_edges(randn(3, 6, seed=48), 2), 8, 2, label="8 bits, group 2"),
+        Case(torch.tensor([[-7.5, 3.2, 1.1, 6.6], [0.4, -15.0, 9.1, 14.6]]), 4, 4,
+             label="the largest magnitude is negative: it becomes the lowest integer, -8"),
         Case(randn(2, 30, seed=25), 4, 16, raises=ValueError, label="a group that does not fit"),
+        Case(randn(4, 6, seed=28), 4, 8, raises=ValueError,
+             label="a group that divides the number of weights, not the width"),
+        Case(randn(4, 6, seed=29), 4, 12, raises=ValueError, label="a group of two rows"),
     ]
 
 
@@ -184,6 +204,7 @@ def _groups(weight, bits, group, *, clamp=True, multiply=True, edge=None):
 GROUPS = Exercise(
     id="fake_quantize_groups",
     reference=_reference_groups,
+    exact_dtype=True,
     cases=_group_cases,
     mistakes=[
         Mistake(
@@ -207,8 +228,8 @@ GROUPS = Exercise(
             lambda weight, bits, group: _groups(weight, bits, group, edge=2 ** (bits - 1) - 1),
         ),
     ],
-    atol=1e-6,
-    hint="reshape to [rows, groups, group], one scale for each group, round, clamp, multiply, reshape back.",
+    atol=1e-12,
+    hint="absmax_scale gives each row a scale. How can a group be a row of its own for a while?",
 )
 
 
@@ -229,6 +250,10 @@ def _outlier_cases():
         Case(randn(4, 7, seed=36).clamp(-3, 3), randn(2, 7, seed=37), label="no outlier"),
         Case(x, randn(8, 8, seed=38), 1.5, label="threshold 1.5"),
         Case(x.t().contiguous().t(), randn(9, 8, seed=39), threshold=8.0, label="other strides"),
+        Case(batch.transpose(0, 1), randn(3, 10, seed=44), label="a batch with other strides"),
+        Case(randn(3, 5, seed=45), randn(4, 5, seed=46), 0.0, label="threshold 0: all are outliers"),
+        Case(torch.tensor([[-6.0, 5.9961, 0.5], [1.0, -2.0, 3.0]]).half(), randn(3, 3, seed=47).half(),
+             exact_dtype=True, label="float16, a value of exactly -6.0 and one just below 6"),
     ]
 
 
@@ -285,7 +310,7 @@ SPLIT = Exercise(
             lambda x, w, threshold=6.0: _split(x, w, 6.0),
         ),
     ],
-    hint="a boolean mask [in] over the last dimension: does any token reach the threshold there?",
+    hint="look at one input channel over all tokens: what decides to which part it goes? The weight follows.",
 )
 
 
@@ -305,6 +330,13 @@ def _smoothing_cases():
         Case(x, w, alpha=1.0, label="alpha 1"),
         Case(dead, w, 0.9, label="a channel that is always 0"),
         Case(x, no_weight, 0.4, label="a channel without weights"),
+        Case(torch.tensor([1e-30, 1e-6, 2e-5, 3e4, 1e-5]), torch.tensor([0.3, 0.2, 0.1, 1e-7, 3e-5]),
+             label="values below, at and just above 1e-5"),
+        Case(torch.tensor([1e-5, 1.0, 1e-3]), torch.tensor([1e6, 2.0, 1e8]), 0.5,
+             label="large weights: a factor below 1e-5"),
+        Case(torch.tensor([1e-5, 1e-5]), torch.tensor([1e5, 3e4]), 0.5,
+             label="factors just at and just above 1e-5"),
+        Case(x[:1], w[:1], alpha=0.3, label="a single channel"),
     ]
 
 
@@ -315,6 +347,7 @@ def _smoothing(x, w, alpha=0.5, *, low=1e-5):
 
 SMOOTHING = Exercise(
     reference=activations.smoothing_scale,
+    exact_dtype=True,
     cases=_smoothing_cases,
     mistakes=[
         Mistake(
@@ -333,10 +366,11 @@ SMOOTHING = Exercise(
         ),
         Mistake(
             "this is the inverse: activations are divided by s, so s is large where they are.",
-            lambda x, w, alpha=0.5: 1 / _smoothing(x, w, alpha),
+            lambda x, w, alpha=0.5: w.clamp(min=1e-5) ** (1 - alpha) / x.clamp(min=1e-5) ** alpha,
         ),
         Mistake("alpha is always 0.5: use the argument.", lambda x, w, alpha=0.5: _smoothing(x, w)),
     ],
+    atol=0.0,
     hint="equation 4 of the paper stands above the exercise; mind channels that are 0.",
 )
 
@@ -369,7 +403,7 @@ EXERCISES = [
             (79, "that is the share of the linear layers. They do not vanish: a quarter of them stays."),
             (100 - int8_saving(), "that is what remains. The question is what is saved."),
         ],
-        hint="79 % of the parameters go from 4 bytes to 1, the other 21 % stay at 4.",
+        hint="which parameters are rounded, and which are not? What does each take before and after?",
     ),
     Prediction(
         id="predict_step",

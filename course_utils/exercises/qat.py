@@ -28,6 +28,10 @@ def _straight_through_cases():
         Case(4 * randn(6, 5).t(), -2, 1, label="2 bits, a transposed matrix"),
         Case(10 * randn(3, 50, seed=1), 0 - rows, 15 - rows, label="ends that differ from row to row"),
         Case(randn(2, 3, 4, seed=2).double(), -128, 127, label="three dimensions, float64"),
+        Case(torch.tensor([0.5, 1.5, 2.5, 3.5, -0.5, 1e4, -1e4]), 0, 3, label="ties, large values, low 0"),
+        Case(5 * randn(4, 3, seed=3), torch.tensor([-1.0, 2.0, -7.0]), torch.tensor([6.0, 6.0, 0.0]),
+             label="ends for each column"),
+        Case(torch.tensor([2.7]), low=-4, high=3, label="a single number"),
     ]
 
 
@@ -58,6 +62,7 @@ def _not_rounded(steps, low, high):
 
 STRAIGHT_THROUGH = Exercise(
     reference=qat.straight_through,
+    exact_dtype=True,
     call=_call_straight_through,
     cases=_straight_through_cases,
     mistakes=[
@@ -80,7 +85,7 @@ STRAIGHT_THROUGH = Exercise(
         Mistake("rounded down. Take the nearest integer (torch.round).", _round_down),
         Mistake("not rounded at all: the result must be whole numbers.", _not_rounded),
     ],
-    hint="The result is clamp(round(steps), low, high). Only the path of the gradient differs.",
+    hint="The value is easy. For the gradient: of rounding and clipping, which should it not see?",
 )
 
 
@@ -88,10 +93,12 @@ STRAIGHT_THROUGH = Exercise(
 
 
 def _call_linear(function, x, weight, bias, weight_scheme, activation_scheme):
-    x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    result = function(x, weight, bias, weight_scheme, activation_scheme)
-    above = randn(*x.shape[:-1], len(weight), seed=9)
-    return gradients(result, above, x=x, weight=weight)
+    inputs = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+    inputs = {name: value.detach().requires_grad_() for name, value in inputs.items()}
+    result = function(
+        inputs["x"], inputs["weight"], inputs.get("bias"), weight_scheme, activation_scheme
+    )
+    return gradients(result, randn(*x.shape[:-1], len(weight), seed=9), **inputs)
 
 
 def _linear_cases():
@@ -105,6 +112,8 @@ def _linear_cases():
         Case(randn(7, 12, seed=3) + 1, randn(12, 9, seed=4).t(), randn(9, seed=5), w4, a4,
              label="W4A4, a transposed weight, inputs that are mostly positive"),
         Case(randn(16, seed=6), uneven, randn(6, seed=7), w8, a8, label="W8A8, a single token"),
+        Case(randn(3, 2, 5, seed=8).transpose(0, 1), randn(1, 5, seed=9), torch.tensor([2.0]), w4, a8,
+             label="one output channel, inputs that are not contiguous"),
     ]  # fmt: skip
 
 
@@ -140,6 +149,7 @@ def _per_input_channel(weight, scheme):
 
 FAKE_QUANT_LINEAR = Exercise(
     reference=qat.fake_quant_linear,
+    exact_dtype=True,
     call=_call_linear,
     cases=_linear_cases,
     rtol=1e-4,
@@ -175,7 +185,7 @@ FAKE_QUANT_LINEAR = Exercise(
         ),
         Mistake("the bias is missing.", lambda x, weight, bias, ws, xs: _linear(x, weight, None, ws, xs)),
     ],
-    hint="Scale and zero point of each (affine.parameters), fake_quantize each, then F.linear.",
+    hint="Two things are rounded, each to a grid of its own. What do you have to know of a grid before?",
 )
 
 
@@ -197,6 +207,9 @@ def _learned_cases():
         Case(randn(40, 3, seed=2).t(), three, w3, label="3 bits, a transposed weight"),
         Case(randn(2, 3, 16, seed=3), torch.stack([three, three / 2]), w4,
              label="groups: three dimensions, 16 values share a scale"),
+        Case(randn(3, 7, seed=4), three, w4, label="7 values share a scale"),
+        Case(3 * randn(5, 1, seed=5), torch.full((5, 1), 0.02), Scheme(8, scale_dtype=torch.float32),
+             label="8 bits, each value has a scale of its own"),
     ]
 
 
@@ -222,6 +235,7 @@ def _scale_fixed(x, scale, scheme):
 
 LEARNED_SCALE = Exercise(
     reference=qat.learned_scale,
+    exact_dtype=True,
     call=_call_learned,
     cases=_learned_cases,
     rtol=1e-4,
@@ -249,7 +263,7 @@ LEARNED_SCALE = Exercise(
         ),
         Mistake("qmax is missing in the factor.", _lsq(lambda x, scheme: 1 / math.sqrt(x.shape[-1]))),
     ],
-    hint="a + g * (a - a.detach()), with one more detach, has the value of a and g times its gradient.",
+    hint="detach() keeps a value and cuts its gradient. Which sum keeps the value, with less gradient?",
 )
 
 

@@ -36,6 +36,8 @@ def _importance_cases():
              label="two examples that pull in opposite directions"),
         Case(torch.zeros(2, 3, 6), torch.randn(2, 3, 6, generator=generator), 3,
              label="heads that put out nothing"),
+        Case(*(1e-2 * tensor for tensor in pair(5, 2, 9)), 3, label="small numbers, three heads of three"),
+        Case(*(tensor.double() for tensor in pair(2, 1, 10)), 5, label="one token, float64"),
     ]
 
 
@@ -48,7 +50,7 @@ HEAD_IMPORTANCE = Exercise(
     reference=structured.head_importance,
     cases=_importance_cases,
     rtol=1e-4,
-    atol=1e-6,
+    atol=1e-7,
     mistakes=[
         Mistake(
             "the absolute value taken before the sum. One gate multiplies the whole head, so the products of "
@@ -107,6 +109,9 @@ def _slice_cases():
         Case(*_layers(9, 3, 2, 18, False), [1], 2, label="9 query heads share 3 key-value heads, one left"),
         Case(*_layers(4, 2, 4, 16, True), [1], 4, label="2 query heads for each key-value head, with biases"),
         Case(*_layers(4, 4, 2, 8, True), [0, 1, 2, 3], 2, label="all heads stay"),
+        Case(*_layers(6, 2, 3, 7, True), [1], 3, label="6 query heads share 2, a narrow stream"),
+        Case(*_layers(8, 4, 1, 5, False), [0, 1, 3], 1, label="heads of one row"),
+        Case(*_layers(3, 3, 5, 4, True), [1, 2], 5, label="three heads of 5 rows"),
     ]
 
 
@@ -247,8 +252,7 @@ SLICE_HEADS = Exercise(
         ),
     ],
     hint="Write down the rows of key head 0, and of the query heads that use it, for 4 query and 2 key-value "
-         "heads of 3 rows. keep_rows and keep_columns do the rest. A slice with : shares memory with the "
-         "whole matrix; make a copy.",
+         "heads of 3 rows. Which of the four layers reads heads instead of writing them?",
 )
 
 
@@ -267,6 +271,11 @@ def _influence_cases():
         Case(x, -x, label="the opposite direction"),
         Case(x.transpose(0, 1), (x + change).transpose(0, 1), label="transposed views"),
         Case((x + 1).bfloat16(), (x + 1 + 0.1 * change).bfloat16(), label="bfloat16"),
+        Case((x + 1).half(), (x + 1 + 0.3 * change).half(), label="float16"),
+        Case(1e4 * x, 1e4 * (x + 0.4 * change), label="large numbers"),
+        Case(1e-3 * x[:, :3], 1e-3 * (x + change)[:, :3], label="small numbers"),
+        Case(x[0, 0], (x - change)[0, 0], label="a single token, without any other dimension"),
+        Case(x[..., :1], -2 * x[..., :1], label="a stream of one number"),
     ]
 
 
@@ -277,6 +286,7 @@ def _cosines(before, after):
 BLOCK_INFLUENCE = Exercise(
     reference=depth.block_influence,
     cases=_influence_cases,
+    exact_dtype=True,
     rtol=1e-3,
     atol=2e-6,
     mistakes=[
@@ -290,8 +300,8 @@ BLOCK_INFLUENCE = Exercise(
         ),
         Mistake(
             "tokens averaged before the cosine. Take the cosine of each token, and then the mean.",
-            lambda x, y: 1 - F.cosine_similarity(*(z.float().flatten(0, -2).mean(0) for z in (x, y)),
-                                                 dim=0).item(),
+            lambda x, y: 1 - F.cosine_similarity(
+                *(z.float().reshape(-1, z.shape[-1]).mean(0) for z in (x, y)), dim=0).item(),
         ),
         Mistake(
             "the length of the change instead of its direction. A longer vector that points the same way "
@@ -315,7 +325,7 @@ BLOCK_INFLUENCE = Exercise(
             lambda x, y: 1 - F.cosine_similarity(x, y, dim=-1).mean().item(),
         ),
     ],
-    hint="cos = x.y / (|x| |y|) for each token, along the last dimension; then the mean; then 1 minus it.",
+    hint="What is the cosine of a vector with itself? How many cosines are there, and what is averaged?",
 )
 
 

@@ -81,18 +81,19 @@ def converting(model: torch.nn.Module) -> Iterator[Callable[[str], Conversion]]:
     one model in memory is enough.
 
     Args:
-        model: its parameters with two dimensions are converted.
+        model: its parameters with two dimensions or more are converted (three: the experts of a mixture).
 
     Yields:
-        A function: name of a format -> Conversion. It raises what `convert` raises.
+        A function: name of a format -> Conversion. It raises what `convert` raises, and the weights are then
+        the original ones.
 
     Example:
         with formats.converting(model) as put_weights_in:
             print(put_weights_in("NF4"))
             print(measure.perplexity(model, tokens))
     """
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
-    others = sum(parameter.nbytes for parameter in model.parameters() if parameter.dim() != 2)
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    others = sum(parameter.nbytes for parameter in model.parameters() if parameter.dim() < 2)
     count = sum(matrix.numel() for matrix in matrices)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{n}.pt" for n in range(len(matrices))]
@@ -103,11 +104,19 @@ def converting(model: torch.nn.Module) -> Iterator[Callable[[str], Conversion]]:
             for matrix, file in zip(matrices, files, strict=True):
                 yield matrix, torch.load(file, map_location=matrix.device)
 
+        def put_back() -> None:
+            for matrix, original in originals():
+                matrix.data.copy_(original)
+
         def put_weights_in(name: str) -> Conversion:
             nbytes, lost, size = 0, 0.0, 0.0
             progress = tqdm(originals(), desc=name, total=len(files), unit="matrix", leave=False, delay=3)
             for matrix, original in progress:
-                values, taken = convert(original, name)
+                try:
+                    values, taken = convert(original, name)
+                except (TypeError, ValueError):
+                    put_back()
+                    raise
                 matrix.data.copy_(values)
                 nbytes += taken
                 size += original.float().norm().item() ** 2
@@ -117,5 +126,4 @@ def converting(model: torch.nn.Module) -> Iterator[Callable[[str], Conversion]]:
         try:
             yield put_weights_in
         finally:
-            for matrix, original in originals():
-                matrix.data.copy_(original)
+            put_back()

@@ -135,7 +135,7 @@ def smoothing_scale(x_absmax: Tensor, w_absmax: Tensor, alpha: float = 0.5) -> T
             4).
 
     Returns:
-        s, float [in].
+        s, [in] in the dtype of `x_absmax`.
     """
     x_absmax, w_absmax = x_absmax.clamp(min=1e-5), w_absmax.clamp(min=1e-5)
     return (x_absmax**alpha / w_absmax ** (1 - alpha)).clamp(min=1e-5)

@@ -117,6 +117,12 @@ def _fold_rows_behind(previous, layers, scale):
         layer.weight.data = layer.weight.data * scale[: layer.out_features, None]
 
 
+def _fold_and_keep_scale(previous, layers, scale):
+    """Right in the modules, but the caller's scale is changed, too."""
+    _fold_by_diagonals(previous, layers, scale)
+    scale.reciprocal_()
+
+
 def _fold_by_diagonals(previous, layers, scale):
     with torch.no_grad():
         inverse = torch.diag(1 / scale)
@@ -147,6 +153,8 @@ WRONG = {
         (_per_token, "over the channels"),
         (_first_dimension, "first dimension only"),
         (_in_bfloat16, "two to three digits"),
+        (lambda inputs: _importance_by_dims(inputs).double(), "float64"),
+        (lambda inputs: _importance_by_dims(inputs).clamp(min=1e-5), "tiny inputs|texts x tokens"),
         (lambda inputs: None, "is a `return` missing"),
     ],
     "predict_mixed_bits": [
@@ -172,6 +180,8 @@ WRONG = {
         (lambda a, r: _scale_by_logs(a, 1 - r), "turned round"),
         (lambda a, r: a**r / torch.sqrt((a**r).max() * (a**r).min()), "no lower bound"),
         (lambda a, r: _scale_by_logs(a.clamp(min=1e-4), r), "power first"),
+        (lambda a, r: _scale_by_logs(torch.where(a == 0, 1e-8, a), r) if r < 0.6 else
+         a**r / torch.sqrt((a**r).max() * (a**r).min()), "all but 0"),
     ],
     "fold_scale": [
         (_fold_inverted, "other way round"),
@@ -181,6 +191,7 @@ WRONG = {
         (_fold_bias_behind, "bias of the layers behind"),
         (_fold_rows_behind, "rows instead of columns"),
         (lambda p, ls, s: None, "previous.weight"),
+        (_fold_and_keep_scale, "argument"),
     ],
 }
 

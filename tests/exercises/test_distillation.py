@@ -88,6 +88,12 @@ def _no_temperature(s, t, temperature):
     return (torch.softmax(s / temperature, 1) - torch.softmax(t / temperature, 1)) / len(s)
 
 
+def _naive(s, t, temperature):
+    """A softmax without the largest logit taken out: exp overflows."""
+    p, q = ((x / temperature).exp() / (x / temperature).exp().sum(1, keepdim=True) for x in (s, t))
+    return temperature * (p - q) / len(s)
+
+
 # --- layer_map --------------------------------------------------------------------------------------------
 
 
@@ -128,6 +134,17 @@ def _counted_from_one(teacher_layers, student_layers):
     return [layer + 1 for layer in _loop(teacher_layers, student_layers)]
 
 
+def _checked_kl(s, t, temperature, shape=torch.Tensor.size):
+    if shape(s) != shape(t):
+        raise ValueError("shapes")
+    return _no_look(s, t, temperature)
+
+
+def _no_look(s, t, temperature):
+    s, t = torch.log_softmax(s / temperature, -1), torch.log_softmax(t.detach() / temperature, -1)
+    return temperature**2 * (t.exp() * (t - s)).sum(-1).mean()
+
+
 RIGHT = {
     "kd_loss": [_with_kl_div, _entropies],
     "kd_gradient": [_by_autograd, _by_exponents],
@@ -142,18 +159,25 @@ WRONG = {
         (_not_detached, "reaches the teacher"),
         (_exchanged, "exchanged"),
         (_overflows, "nan|inf|exp overflows"),
+        (_no_look, "let through"),
+        (lambda s, t, temperature: _checked_kl(s.float(), t.float(), temperature, torch.numel), "ValueError"),
+        (lambda s, t, temperature: _checked_kl(s, t.detach(), temperature).detach(), "gradient of student"),
     ],
     "kd_gradient": [
         (_inverse_temperature, r"1 / T here"),
         (_summed, "divide by their number"),
         (_turned_around, "turned around"),
         (_no_temperature, "before the bracket"),
+        (lambda s, t, temperature: _summed(s, t, temperature) / s.numel(), "not over the classes"),
+        (lambda s, t, temperature: _naive(s, t, temperature), "large logits"),
     ],
     "layer_map": [
         (_evenly_from_zero, "first layers of each stretch"),
         (_first, "teacher's first layers"),
         (_unchecked, "must raise ValueError"),
         (_counted_from_one, "counted from 1"),
+        (lambda n, m: [float(layer) for layer in _loop(n, m)], r"\(float\)"),
+        (lambda n, m: _unchecked(n, m) if m else _loop(n, m), "ValueError"),
     ],
     "predict_saved": [(50, "embedding table"), (40, "DistilBERT"), (0.234, "percent"), (77, "what stays")],
 }

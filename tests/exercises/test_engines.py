@@ -19,15 +19,38 @@ def _bound_by_share(weight_bytes, bandwidth, cache_bytes=0, batch=1):
     return bandwidth / (weight_bytes / batch + cache_bytes)
 
 
+def _checked(bound):
+    def checked(weight_bytes, bandwidth, cache_bytes=0, batch=1):
+        if not (bandwidth > 0 and weight_bytes + batch * cache_bytes > 0):
+            raise ValueError("not positive")
+        return bound(weight_bytes, bandwidth, cache_bytes, batch)
+    return checked
+
+
+def _bound_without_a_look(weight_bytes, bandwidth, cache_bytes=0, batch=1):
+    return batch * bandwidth / ((weight_bytes + batch * cache_bytes) or 1)
+
+
+def _bound_checked(weight_bytes, bandwidth, cache_bytes=0, batch=1, least=0.0):
+    read = weight_bytes + batch * cache_bytes
+    if weight_bytes < 0 or min(read, bandwidth) <= least:
+        raise ValueError("nothing to read")
+    return batch * bandwidth / read
+
+
 # --- mean_kl ------------------------------------------------------------------------------------------------
 
 
-def _kl_torch(reference, logits):
-    p, q = (F.log_softmax(torch.as_tensor(x).double(), dim=-1) for x in (reference, logits))
+def _kl_torch(reference, logits, dtype=torch.double):
+    if reference.shape != logits.shape:
+        raise ValueError("shapes")
+    p, q = (F.log_softmax(torch.as_tensor(x.copy()).to(dtype), dim=-1) for x in (reference, logits))
     return F.kl_div(q, p, log_target=True, reduction="batchmean").item()
 
 
 def _kl_by_loops(reference, logits):
+    if reference.shape != logits.shape:
+        raise ValueError("shapes")
     total = 0.0
     for a, b in zip(reference.astype(float), logits.astype(float), strict=True):
         p, q = softmax(a), log_softmax(b)
@@ -74,6 +97,9 @@ WRONG = {
         (lambda w, b, c=0, n=1: b / (w + n * c), "steps a second"),
         (lambda w, b, c=0, n=1: n * b / (w + c), "one cache for all"),
         (lambda w, b, c=0, n=1: n * b / 8 / (w + n * c), "bits taken for bytes"),
+        (_bound_without_a_look, "ValueError raised"),
+        (lambda w, b, c=0, n=1: _bound_checked(w, b, c, n, least=1e-6), "tiny figures"),
+        (lambda w, b, c=0, n=1: _bound_checked(w or -1, b, c, n), "no weights"),
     ],
     "predict_tokens_read": [
         (127, "with a cache"),
@@ -82,8 +108,7 @@ WRONG = {
     ],
     "missing_parts": [
         (lambda i, o: {"cache", "mask", "dynamic length"} - _missing_by_filter(i, o), "what the graph has"),
-        (lambda i, o: _missing_by_filter(i, o + [("", [0] * 4)] * (
-            len(i) - 2 - sum(len(s) == 4 for _, s in o)) if len(i) > 2 else o), "only the inputs"),
+        (lambda i, o: _missing_by_filter(i, i), "only the inputs"),
         (lambda i, o: _missing_by_filter(i, o) - {"cache"} | (
             set() if any(len(s) == 4 for _, s in o) else {"cache"}), "only the outputs"),
         (lambda i, o: _missing_by_filter([(n, s) for n, s in i if len(s) < 4 or n.startswith("past")], o),
@@ -97,17 +122,24 @@ WRONG = {
         (lambda i, o: _missing_by_filter([(n, [-1 if d is None else d for d in s]) for n, s in i], o),
          "without a name taken for fixed"),
         (lambda i, o: sorted(_missing_by_filter(i, o)), "a list"),
+        (lambda i, o: _missing_by_filter([(n, s[:4]) for n, s in i], [(n, s[:4]) for n, s in o]), "five dim"),
+        (lambda i, o: _missing_by_filter(i, [output for output in o if len(output[1]) == 4][
+            :sum(len(s) == 4 for _, s in i)]), "more comes out"),
         (lambda i, o: None, "is a `return` missing"),
     ],
     "mean_kl": [
         (lambda r, x: _kl_torch(x, r), "other way round"),
         (lambda r, x: rel_entr(softmax(r.astype(float), -1), softmax(x.astype(float), -1)).sum(), "sum over"),
         (lambda r, x: _kl_torch(r, x) / r.shape[1], "over the vocabulary"),
-        (lambda r, x: -(softmax(r, -1) * log_softmax(x, -1)).sum(-1).mean(), "cross-entropy"),
+        (lambda r, x: -(softmax(r.astype(float), -1) * log_softmax(x.astype(float), -1)).sum(-1).mean(),
+         "cross-entropy"),
         (lambda r, x: _kl_torch(r, x) / np.log(2), "bits"),
         (lambda r, x: (softmax(r, -1) * (r - x)).sum(-1).mean(), "taken for log-probabilities"),
         (lambda r, x: (lambda p, q: (p * np.log(p / q)).sum(1).mean())(
             *(np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (r, x))), "overflows"),
+        (lambda r, x: _kl_torch(np.float32(r), np.float32(x), torch.float), "a constant added"),
+        (lambda r, x: _kl_torch(r, np.broadcast_to(x, r.shape)), "ValueError raised"),
+        (lambda r, x: _kl_torch(r, np.resize(x, r.shape)), "ValueError raised"),
     ],
 }  # fmt: skip
 
@@ -117,7 +149,8 @@ def _bound_in_float32(weight_bytes, bandwidth, cache_bytes=0, batch=1):
 
 
 RIGHT = {
-    "decode_bound": [_bound_by_time, _bound_by_share, _bound_in_float32],
+    "decode_bound": [_checked(_bound_by_time), _checked(_bound_by_share), _checked(_bound_in_float32),
+                     _bound_checked],
     "predict_tokens_read": [6112, sum(64 + i for i in range(64))],
     "missing_parts": [_missing_by_filter, _missing_by_removing],
     "mean_kl": [_kl_torch, _kl_by_loops],

@@ -65,6 +65,28 @@ class _MeanOfMeans(_Base):
         return torch.stack([2 * x.T @ x / len(x) for x in self.batches]).mean(dim=0)
 
 
+class _InDouble(_Base):
+    @property
+    def matrix(self):
+        x = torch.cat(self.batches).double()
+        return 2 * x.T @ x / len(x)
+
+
+class _ScalesOnReading:
+    """Each reading of the matrix divides the sum once more."""
+
+    def __init__(self):
+        self.total, self.n = 0, 0
+
+    def add(self, x):
+        self.total, self.n = self.total + x.T @ x, self.n + len(x)
+
+    @property
+    def matrix(self):
+        self.total = self.total * (2 / self.n)
+        return self.total
+
+
 class _NotDivided(_Base):
     @property
     def matrix(self):
@@ -110,6 +132,12 @@ def _rounds_only(weight, column, rounded, factor):
     new = weight.clone()
     new[:, column] = rounded
     return new, (weight[:, column] - rounded) / factor[column, column]
+
+
+def _in_place(weight, column, rounded, factor):
+    new, error = _slices(weight.detach(), column, rounded, factor)
+    weight.data.copy_(new)
+    return weight, error
 
 
 def _full_inverse(weight, column, rounded, factor):
@@ -188,6 +216,8 @@ WRONG = {
         (_LastOnly, "only the last batch"),
         (_MeanOfMeans, "mean of the batches' means"),
         (_NotDivided, "not divided by the number of tokens"),
+        (_InDouble, "float64"),
+        (_ScalesOnReading, "second time|each time"),
     ],
     "column_update": [
         (_adds, "against the error"),
@@ -195,16 +225,21 @@ WRONG = {
         (_forgets_the_diagonal, "not divided by the factor's diagonal"),
         (_rounds_only, "no other column"),
         (_full_inverse, "already rounded move too"),
+        (_in_place, "in place"),
+        (lambda w, c, r, f: _loops(w, c, torch.where((w[:, c] - r).abs() < 5e-3, w[:, c], r), f), "small"),
     ],
     "pack_nibbles": [
         (_pack_high_first, "highest bits"),
         (_pack_one_bit_steps, "neighbours overlap"),
         (_pack_far_rows, "rows far apart"),
+        (lambda values: _pack_loop(values).long(), "int64"),
     ],
     "unpack_nibbles": [
         (_unpack_high_first, "highest four bits come first"),
         (_unpack_no_mask, "& 15"),
         (_unpack_three_bits, "three bits"),
+        (lambda words: _unpack_loop(words).int(), "int32"),
+        (lambda words: _unpack_loop(words.abs()), "negative|any words"),
     ],
     "predict_hessian_bytes": [
         (1536**2, "number of entries"),

@@ -8,13 +8,17 @@ from course_utils.kvcache.block_tables import OutOfBlocks
 
 
 def _bytes(config, bits=16, heads="num_key_value_heads", parts=2, layers=True, width=None):
-    one = getattr(config, heads) * (width or config.head_dim) * parts * bits // 8
-    return one * config.num_hidden_layers if layers else one
+    one = getattr(config, heads) * (width or config.head_dim) * parts * bits
+    return one * (config.num_hidden_layers if layers else 1) // 8
 
 
 def _bytes_by_elements(config, bits=16):
     key = torch.empty(config.num_key_value_heads, config.head_dim)
-    return sum(2 * key.numel() * bits // 8 for _ in range(config.num_hidden_layers))
+    return sum(2 * key.numel() * bits for _ in range(config.num_hidden_layers)) // 8
+
+
+def _bytes_layer_by_layer(config, bits=16):
+    return config.num_hidden_layers * _bytes(config, bits, layers=False)
 
 
 def _bytes_by_width(config, bits=16):
@@ -193,6 +197,19 @@ def _first_free(table, index, references, free):
     return pair
 
 
+def _lower_then_look(table, index, references, free):
+    """Raises the right error, but has changed a count by then."""
+    old = table[index]
+    if references[old] == 1:
+        return None
+    references[old] -= 1
+    if not free:
+        raise OutOfBlocks("full")
+    table[index] = free.pop()
+    references[table[index]] = 1
+    return old, table[index]
+
+
 def _pop_anyway(table, index, references, free):
     """No look at the list: IndexError instead of OutOfBlocks."""
     if references[table[index]] == 1:
@@ -216,10 +233,12 @@ WRONG = {
         (lambda c, bits=16: 2 * c.hidden_size * c.num_hidden_layers * bits // 8,
          "hidden size taken"),
         (lambda c, bits=16: _bytes(c, bits, layers=False), "one layer only"),
-        (lambda c, bits=16: _bytes(c, bits) * 8, "bits"),
+        (lambda c, bits=16: _bytes(c, bits, parts=16), "bits"),
         (lambda c, bits=16: _bytes(c), "whatever `bits` says"),
         (lambda c, bits=16: _bytes(c, 8), "numbers, not bytes"),
-        (lambda c, bits=16: _bytes(c, bits) // c.num_key_value_heads, "one head only"),
+        (lambda c, bits=16: 2 * c.num_hidden_layers * c.head_dim * bits // 8, "one head only"),
+        (_bytes_layer_by_layer, "all layers together"),
+        (lambda c, bits=16: _bytes(c, bits, parts=2.0), r"23040 \(float\)"),
         (lambda c, bits=16: None, "is a `return` missing"),
     ],
     "predict_bits": [
@@ -243,6 +262,8 @@ WRONG = {
         (lambda t, p, s: t.gather(1, p // s) * s + p % s, "one number for both"),
         (lambda t, p, s: (t.gather(1, (1 + p).div(s, rounding_mode="floor").clamp(max=t.shape[1] - 1)),
                           (1 + p) % s), "counted from 1"),
+        (lambda t, p, s: (t.gather(1, p // s).to(torch.uint8), p % s), "above 255"),
+        (lambda t, p, s: (t.gather(1, p >> (s.bit_length() - 1)), p & (s - 1)), "blocks of 3"),
     ],
     "append": [
         (_append_to_copy, "not into a copy"),
@@ -258,6 +279,7 @@ WRONG = {
         (lambda p, t, n: _gather_by_loops(p, t, n).transpose(1, 2), "tokens before heads"),
         (lambda p, t, n: p[t].flatten(1, 2)[:, :n].reshape(len(t), p.shape[2], n, -1), "renamed instead"),
         (lambda p, t, n: _gather_by_select(p, t, 10**6), "whole blocks"),
+        (lambda p, t, n: _gather_by_select(p.float(), t, n), "float"),
         (lambda p, t, n: p[t].flatten(1, 2).transpose(1, 2)[:, :, -n:], "last places"),
     ],
     "copy_on_write": [
@@ -271,6 +293,7 @@ WRONG = {
         (_turned, "turned round"),
         (_first_free, "first free block"),
         (_pop_anyway, "OutOfBlocks raised"),
+        (_lower_then_look, "(?s)none is free.*references"),
     ],
 }
 

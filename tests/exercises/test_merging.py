@@ -14,7 +14,7 @@ def _angle(a, b):
 
 
 def _is_linear(a, b, parallel):
-    return not a.any() or not b.any() or abs(math.cos(_angle(a, b))) > parallel
+    return not a.any() or not b.any() or abs(math.cos(_angle(a, b))) >= parallel
 
 
 def _mix(a, b, t, angle):
@@ -40,7 +40,7 @@ def _slerp_by_two_directions(a, b, t, parallel=0.9995):
     _same_shape(a, b)
     x, y = a.reshape(-1).double(), b.reshape(-1).double()
     long_x, long_y = x.norm(), y.norm()
-    if long_x == 0 or long_y == 0 or abs(x @ y) > parallel * long_x * long_y:
+    if long_x == 0 or long_y == 0 or abs(x @ y) >= parallel * long_x * long_y:
         return torch.lerp(x, y, t).view(a.shape).to(a.dtype)
     side = y / long_y - (x @ y) / long_y / long_x**2 * x
     sine = side.norm()
@@ -67,7 +67,7 @@ def _articles(a, b, t, parallel=0.9995):
 def _not_normalised(a, b, t, parallel=0.9995):
     _same_shape(a, b)
     dot = (a.float() * b.float()).sum().clamp(-1, 1)
-    if not a.any() or not b.any() or dot.abs() > parallel:
+    if not a.any() or not b.any() or dot.abs() >= parallel:
         return _lerp(a, b, t)
     return _mix(a, b, t, dot.acos().item()).to(a.dtype)
 
@@ -95,7 +95,7 @@ def _no_fallback(a, b, t, parallel=0.9995):
 
 def _not_for_opposite(a, b, t, parallel=0.9995):
     _same_shape(a, b)
-    if not a.any() or not b.any() or math.cos(_angle(a, b)) > parallel:
+    if not a.any() or not b.any() or math.cos(_angle(a, b)) >= parallel:
         return _lerp(a, b, t)
     return _no_fallback(a, b, t)
 
@@ -113,7 +113,7 @@ def _shapes_let_through(a, b, t, parallel=0.9995):
 
 
 def _own_dtype(a, b, t, parallel=0.9995):
-    if a.dtype != torch.bfloat16:
+    if a.dtype not in (torch.bfloat16, torch.float16):
         return _slerp_with_math(a, b, t, parallel)
     x, y = a.flatten(), b.flatten()
     angle = torch.acos(torch.dot(x / x.norm(), y / y.norm()).clamp(-1, 1))
@@ -124,6 +124,8 @@ def _own_dtype(a, b, t, parallel=0.9995):
 
 
 def _checked(finetuned, base):
+    if not isinstance(finetuned, dict) or not isinstance(base, dict):
+        raise TypeError("no state dict")
     if set(finetuned) != set(base):
         raise ValueError("other names")
     for name in base:
@@ -174,6 +176,8 @@ def _task_by_place(finetuned, base):
 
 
 def _task_of_common_names(finetuned, base):
+    if not isinstance(finetuned, dict) or not isinstance(base, dict):
+        raise TypeError("no state dict")
     common = [name for name in base if name in finetuned and base[name].is_floating_point()]
     return {name: finetuned[name].float() - base[name].float() for name in common}
 
@@ -238,6 +242,10 @@ WRONG = {
         (_shapes_let_through, "mean nothing"),
         (_own_dtype, "two to three digits"),
         (lambda a, b, t, parallel=0.9995: None, "is a `return` missing"),
+        (lambda a, b, t, parallel=0.9995: _slerp_with_math(a, b, t, parallel).float(), "float32"),
+        (lambda a, b, t, parallel=0.9995: _lerp(a, b, t) if a.norm() < 1e-6
+         else _slerp_with_math(a, b, t, parallel), "an arrow all the same"),
+        (lambda a, b, t, parallel=0.9995: a if t == 0 else _slerp_with_math(a, b, t, parallel), "memory"),
     ],
     "task_vector": [
         (_task_reversed, "base - finetuned"),
@@ -247,6 +255,11 @@ WRONG = {
         (_task_by_place, "Pair them by name"),
         (_task_of_common_names, "passed over"),
         (_task_broadcast, "shapes are not"),
+        (lambda tuned, base: {k: v.double() for k, v in _task_in_a_loop(tuned, base).items()}, "float64"),
+        (lambda tuned, base: {k: v for k, v in _task_in_a_loop(tuned, base).items()
+                              if k.endswith(("weight", "bias"))}, "other names"),
+        (lambda tuned, base: {k: v.where(v.abs() > 1e-4, 0) for k, v in _task_in_a_loop(tuned, base).items()},
+         "1e-5"),
     ],
     "elect_sign": [
         (_sign_by_count, "one task, one vote"),
@@ -255,6 +268,8 @@ WRONG = {
         (lambda deltas: deltas.float().sum(-1).sign(), "over the weights instead"),
         (lambda deltas: torch.sign(deltas.float()).clone(), "a sign for each task"),
         (lambda deltas: 2.0 * (deltas.float().sum(0) >= 0) - 1, "Nobody has won"),
+        (lambda deltas: (deltas.float().sum(0) * (deltas.float().sum(0).abs() > 1e-6)).sign(), "as small"),
+        (lambda deltas: deltas.float().sum(0).sign().long(), "int64"),
     ],
 }
 

@@ -114,6 +114,11 @@ def _intensity(r, k, c, size, pair=2):
     return pair * r * k * c / ((r * k + k * c + r * c) * size)
 
 
+def _overflows(logits, tokens):
+    chosen = logits[:-1].float().exp().sum(-1).log() - logits[:-1].float().gather(1, tokens[1:, None])[:, 0]
+    return chosen.mean().exp().item()
+
+
 WRONG = {
     "parameter_count": [
         (_untied_always, "although it is tied"),
@@ -123,7 +128,8 @@ WRONG = {
         (lambda c: _right_count(c, norms=0, last=0), "no norms"),
         (lambda c: _right_count(c, last=0), "norm after the last layer"),
         (lambda c: _right_count(c, head_dim=c.hidden_size // c.num_attention_heads), "head_dim"),
-        (lambda c: c.vocab_size * c.hidden_size, "seven matrices"),
+        (lambda c: float(_right_count(c)), r"\(float\)"),
+        (lambda c: c.vocab_size * c.hidden_size, "shape of each matrix"),
     ],
     "bytes_at_bits": [
         (_weights_only, "scales are missing"),
@@ -132,6 +138,9 @@ WRONG = {
         (_in_bits, "bits instead of bytes"),
         (_truncated, "rounded down"),
         (_bytes_each, "share bytes"),
+        (lambda n, *a, **k: float(_bytes_loop(n, *a, **k)), r"\(float\)"),
+        (lambda n, b, g=None, s=16, z=0: _bytes_loop(n, b, g or n, s, z), "no scales"),
+        (lambda n, b, g=None, s=16, z=0: _bytes_loop(n, b, g and min(g, 32), s, z), "group"),
     ],
     "arithmetic_intensity": [
         (lambda r, k, c, size: _intensity(r, k, c, size, pair=1), "two"),
@@ -139,6 +148,7 @@ WRONG = {
         (lambda r, k, c, size: 2 * r / size, "only the second matrix"),
         (lambda r, k, c, size: _intensity(r, k, c, 1), "element_bytes"),
         (lambda r, k, c, size: 1 / _intensity(r, k, c, size), "upside down"),
+        (lambda r, k, c, size: _intensity(r, k, c, max(1, size)), "half a byte"),
     ],
     "perplexity_from_logits": [
         (lambda logits, tokens: F.cross_entropy(logits.float(), tokens).exp().item(), "next token"),
@@ -166,6 +176,8 @@ WRONG = {
             lambda logits, tokens: F.nll_loss(logits[:-1].float().softmax(-1).log(), tokens[1:]).exp().item(),
             "small probabilities",
         ),
+        (lambda logits, tokens: _mean_nll(logits, tokens).exp(), "tensor"),
+        (_overflows, "FP16|near ten thousand"),
     ],
     "predict_bytes": [(134.5e6, "one byte"), (269e6, "two bytes"), (4.3e9, "bits, not bytes"), (538, "unit")],
     "predict_embedding_share": [(34.8, "tied"), (0.21, "percent"), (3.2, "equally large"), (26.7, "whole")],

@@ -105,6 +105,15 @@ def _share_of_row(score, n=2, m=4):
     return torch.zeros_like(score).bool().scatter(1, stay, True)
 
 
+def _asks_for_numel(score, n=2, m=4):
+    """Looks at the number of weights instead of that of the columns."""
+    if score.numel() % m:
+        raise ValueError("not a multiple")
+    groups = score.reshape(-1, m)
+    best = groups.argsort(dim=1, descending=True, stable=True)[:, :n]
+    return torch.zeros_like(groups).bool().scatter(1, best, True).reshape(score.shape)
+
+
 def _no_error(score, n=2, m=4):
     width = score.shape[1] // m * m
     return _by_rank(score[:, :width], n, m)
@@ -158,6 +167,7 @@ WRONG = {
         (_wanda_l1, r"sum of \|x\|"),
         (_wanda_size_only, "this is magnitude"),
         (_wanda_token_length, "length of each token|shape|size"),
+        (lambda w, x: w.abs() * x.norm(dim=0).clamp(min=1e-3), "always zero|tiny"),
     ],
     "n_m_mask": [
         (_keeps_lowest, "lowest scores stay"),
@@ -165,6 +175,9 @@ WRONG = {
         (_threshold, "more than n stay"),
         (_share_of_row, "share of each whole row"),
         (_no_error, "ValueError"),
+        (_asks_for_numel, "ValueError"),
+        (lambda s, n=2, m=4: _loop(s, n, m).int(), "bool"),
+        (lambda s, n=2, m=4: _loop(s.where(s.abs() > 1e-6, 0), n, m), "tiny scores"),
     ],
     "storage_bytes": [
         (lambda *a, **k: 8 * _with_dict(*a, **k), "bits, not bytes"),
@@ -176,6 +189,9 @@ WRONG = {
         (_changed("csr", lambda r, c, z, v: z * (v + 4) + 4 * (r + 1)), "32 bits"),
         (_changed("2:4", lambda r, c, z, v: z * v + r * math.ceil(c / 8)), "number of nonzeros"),
         (_changed("2:4", lambda r, c, z, v: r * c // 2 * v), "places are missing"),
+        (lambda *a: float(_with_dict(*a)), r"\(float\)"),
+        (lambda r, c, z, f, b=16: _with_dict(r, c, z, f if f in ("dense", "csr", "bitmask") else "2:4", b),
+         "ValueError"),
     ],
     "predict_speed": [
         (0.5, "skips zeros"),

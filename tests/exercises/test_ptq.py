@@ -260,6 +260,87 @@ def _smoothing_by_power(x, w, alpha=0.5):
     return torch.maximum(factor, floor)
 
 
+# --- what passed once: thresholds that are not 0, checks and grids that are cruder than asked for -----------
+
+
+def _absmax_epsilon(values, bits, full_range=True):
+    scale = values.abs().amax(-1, True) / (2 ** (bits - 1) - (0.5 if full_range else 1))
+    return torch.where(scale > 1e-8, scale, 1.0)
+
+
+def _absmax_float32(values, bits, full_range=True):
+    return _absmax_from_both_ends(values.float(), bits, full_range)
+
+
+def _zero_point_epsilon(values, bits):
+    scale, zero = _zero_point_with_pad(values, bits)
+    return torch.where(scale > 1e-8, scale, 1.0), torch.where(scale > 1e-8, zero, 0.0)
+
+
+def _zero_point_by_the_matrix(values, bits):
+    """Decides for all rows at once whether 0 is inside."""
+    low, high = values.amin(-1, True), values.amax(-1, True)
+    low = low.clamp(max=0) if values.min() > 0 else low
+    high = high.clamp(min=0) if values.max() < 0 else high
+    scale = (high - low) / (2**bits - 1)
+    scale = torch.where(scale == 0, 1.0, scale)
+    return scale, torch.round(-low / scale).clamp(0, 2**bits - 1)
+
+
+def _groups_checked_by_numel(weight, bits, group):
+    if weight.numel() % group:
+        raise ValueError("does not fit")
+    values = weight.reshape(-1, group)
+    scale = _absmax_from_both_ends(values, bits)
+    half = 2 ** (bits - 1)
+    return (torch.round(values / scale).clamp(-half, half - 1) * scale).reshape(weight.shape)
+
+
+def _groups_lowest_unused(weight, bits, group):
+    _check_divides(weight, group)
+    values = weight.reshape(len(weight), -1, group)
+    scale = _absmax_from_both_ends(values, bits)
+    top = 2 ** (bits - 1) - 1
+    return (torch.round(values / scale).clamp(-top, top) * scale).reshape(weight.shape)
+
+
+def _groups_epsilon(weight, bits, group):
+    _check_divides(weight, group)
+    values = weight.reshape(len(weight), -1, group)
+    scale = values.abs().amax(-1, True).clamp(min=1e-5) / (2 ** (bits - 1) - 0.5)
+    half = 2 ** (bits - 1)
+    return (torch.round(values / scale).clamp(-half, half - 1) * scale).reshape(weight.shape)
+
+
+def _split_returns_arguments(x, weight, threshold=6.0):
+    if not (x.abs() >= threshold).any():
+        return x, weight, x[..., :0], weight[:, :0]
+    return _split_by_index(x, weight, threshold)
+
+
+def _split_default_for_zero(x, weight, threshold=6.0):
+    return _split_by_index(x, weight, threshold or 6.0)
+
+
+def _smoothing_inputs_only(x, w, alpha=0.5):
+    return x.clamp(min=1e-5) ** alpha / w.clamp(min=1e-5) ** (1 - alpha)
+
+
+def _smoothing_result_only(x, w, alpha=0.5):
+    return (x**alpha / (w + 1e-5) ** (1 - alpha)).clamp(min=1e-5)
+
+
+def _smoothing_in_float64(x, w, alpha=0.5):
+    x, w = x.double().clamp(min=1e-5), w.double().clamp(min=1e-5)
+    return (x**alpha / w ** (1 - alpha)).clamp(min=1e-5).float()
+
+
+def _absmax_by_sorting(values, bits, full_range=True):
+    scale = values.abs().sort(dim=-1).values[..., -1:] * (2 / (2**bits - (1 if full_range else 2)))
+    scale[scale == 0] = 1
+    return scale
+
+
 WRONG = {
     "absmax_scale": [
         (_max_without_abs, "largest absolute value"),
@@ -268,6 +349,8 @@ WRONG = {
         (_edge_power_of_two, r"not 2\^\(bits-1\)"),
         (_always_mirrored, "always take the mirrored grid"),
         (_whole_tensor, "whole tensor|last dimension"),
+        (_absmax_epsilon, "values of 1e-30"),
+        (_absmax_float32, "float64"),
     ],
     "zero_point_params": [
         (_not_stretched, "need not contain 0"),
@@ -275,6 +358,8 @@ WRONG = {
         (_too_many_steps, r"2\^bits - 1 steps"),
         (_absmax_again, "absmax again"),
         (_division_by_zero, "row of zeros"),
+        (_zero_point_epsilon, "values of 1e-30"),
+        (_zero_point_by_the_matrix, "a transposed matrix"),
     ],
     "fake_quantize_groups": [
         (_one_scale_a_row, "scale for a whole row"),
@@ -282,6 +367,9 @@ WRONG = {
         (_integers, "these are the integers"),
         (_mirrored_groups, "mirrored grid"),
         (_columns, "down a column"),
+        (_groups_checked_by_numel, "not the width"),
+        (_groups_lowest_unused, "lowest integer, -8"),
+        (_groups_epsilon, "values of 1e-6"),
     ],
     "split_outliers": [
         (_positive_only, "negative values are outliers"),
@@ -291,6 +379,8 @@ WRONG = {
         (_set_to_zero, "fewer columns"),
         (_fixed_threshold, "threshold is always 6"),
         (_outliers_first, "the order"),
+        (_split_returns_arguments, "`x` itself"),
+        (_split_default_for_zero, "all are outliers"),
     ],
     "smoothing_scale": [
         (_alpha_swapped, "wrong way round"),
@@ -298,6 +388,8 @@ WRONG = {
         (_no_floor, "channel of zeros"),
         (_inverse, "this is the inverse"),
         (_half, "always 0.5"),
+        (_smoothing_inputs_only, "a factor below 1e-5"),
+        (_smoothing_result_only, "expected"),
     ],
     "predict_saving": [
         (75, "stays in FP32"),
@@ -315,11 +407,11 @@ WRONG = {
 }
 
 RIGHT = {
-    "absmax_scale": [_absmax_by_norm, _absmax_from_both_ends],
+    "absmax_scale": [_absmax_by_norm, _absmax_from_both_ends, _absmax_by_sorting],
     "zero_point_params": [_zero_point_with_pad, _zero_point_through_maximum],
     "fake_quantize_groups": [_groups_by_loop, _groups_by_unfold],
     "split_outliers": [_split_by_index, _split_by_list],
-    "smoothing_scale": [_smoothing_by_logs, _smoothing_by_power],
+    "smoothing_scale": [_smoothing_by_logs, _smoothing_by_power, _smoothing_in_float64],
     "predict_saving": [59, 59.1, 60],
     "predict_step": [18.9, 2400 / 127, 19],
 }

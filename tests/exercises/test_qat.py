@@ -138,7 +138,7 @@ WRONG = {
         (lambda s, low, high: StraightThrough.apply(s - 0.5, low, high), "failed in case"),
         (lambda s, low, high: (s - (s - s.floor()).detach()).clamp(low, high), "rounded down"),
         (lambda s, low, high: s.clamp(low, high), "not rounded"),
-        (_gradient_doubled, "Only the path of the gradient differs"),
+        (_gradient_doubled, "of rounding and clipping"),
         (lambda s, low, high: s.round_().clamp_(low, high), "failed in case"),
     ],
     "fake_quant_linear": [
@@ -150,7 +150,7 @@ WRONG = {
         (_input_only, "weight is not rounded"),
         (lambda x, weight, bias, ws, xs: _by_hand(x, weight, None, ws, xs), "bias is missing"),
         (_swapped, "swapped"),
-        (lambda x, weight, bias, ws, xs: F.linear(x, weight, bias), "fake_quantize each"),
+        (lambda x, weight, bias, ws, xs: F.linear(x, weight, bias), "a grid of its own"),
     ],
     "learned_scale": [
         (_plain, "not multiplied"),
@@ -174,8 +174,22 @@ def _by_numbers_of_elements(x, scale, scheme):
     return fake_quantize(x, learned, torch.zeros_like(learned), scheme)
 
 
+
+def _detached_bias(x, weight, bias, ws, xs):
+    return _by_difference(x, weight, bias if bias is None else bias.detach(), ws, xs)
+
+
+def _clamped_by_hand(steps, low, high):
+    q = torch.round(steps)
+    inside = ((q >= low) & (q <= high)).to(steps.dtype)
+    kept = torch.maximum(torch.minimum(q, torch.as_tensor(high).to(q)), torch.as_tensor(low).to(q))
+    return kept.detach() + inside * (steps - steps.detach())
+
+
+WRONG["fake_quant_linear"].append((_detached_bias, "gradient of bias"))
+
 RIGHT = {
-    "straight_through": [StraightThrough.apply, _masked],
+    "straight_through": [StraightThrough.apply, _masked, _clamped_by_hand],
     "fake_quant_linear": [_by_hand, _by_difference],
     "learned_scale": [_paper, _two_terms, _by_numbers_of_elements],
     "predict_slope": [0, 0.0],

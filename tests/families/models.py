@@ -81,7 +81,7 @@ def tiny(family, **changes):
     Norms and biases are drawn too: at their usual 1 and 0 a wrong fold would not be seen.
     """
     name, settings = (FAMILIES | MORE_FAMILIES)[family]
-    config = AutoConfig.for_model(name, vocab_size=VOCABULARY, **ENDS, **(settings | changes))
+    config = AutoConfig.for_model(name, **({"vocab_size": VOCABULARY} | ENDS | settings | changes))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval()

@@ -135,7 +135,7 @@ def keep_salient(model, tmp_path=None, **share):
 def awq_model(model, tmp_path=None, **share):
     """Each block's scales, moved by hand, change nothing; rounded afterwards it is what awq made of it."""
     by_hand, wanted = copy.deepcopy(model), logits(model)
-    choices = awq.awq(model, tokens(), SCHEME, use_clip=False, progress=False, **share)
+    choices = awq.awq(model, tokens(), SCHEME, use_clip=False, ratios=(0.3, 0.6), progress=False, **share)
     assert len(choices) >= 3 * len(layerwise.find_blocks(by_hand))
     with torch.no_grad():
         for choice in choices:
@@ -202,7 +202,7 @@ def tiny_state(model):
 
 def save_awq(model, tmp_path=None, **share):
     keep = {}
-    awq.awq(model, tokens(), SCHEME, progress=False, keep=keep, **share)
+    awq.awq(model, tokens(), SCHEME, ratios=(0.3, 0.6), progress=False, keep=keep, **share)
     tensors = load_file(awq_format.save(tmp_path / "saved", model, tokenizer(), keep) / "model.safetensors")
     for name, tensor in model.state_dict().items():
         layer = name.removesuffix(".weight")

@@ -90,6 +90,29 @@ def test_tampered_cells_are_put_back_and_reported(synced, submit):
     ]
 
 
+@pytest.mark.parametrize("kind", ["markdown", "raw"])
+def test_an_answer_cell_of_another_type_is_made_a_code_cell_again_as_nbgrader_does(synced, submit, kind):
+    def change(notebook, cells):
+        answer(cells)
+        for name in ("ex-halve", "predict-bytes"):
+            cells[name].cell_type = kind
+            for field in ("outputs", "execution_count"):
+                cells[name].pop(field, None)
+        cells["predict-bytes"].source = "prediction = 4000"
+
+    graded = grade.grade(synced, submit(change))
+    assert points(graded) == {"predict-bytes": 1, "ex-halve": 2, "ex-counter": 0, "ex-double": 3}
+    assert sorted(graded.notes) == [
+        f"answer {name} had been turned into {kind}: turned back into code"
+        for name in ("ex-halve", "predict-bytes")
+    ]
+
+
+def test_a_file_named_as_it_was_handed_out_needs_its_folder_to_say_whose_it_is():
+    alone = grade.page_names([Path("/class/Zoë Å/90_sample.ipynb")], {"90_sample"})
+    assert alone == ["Zoë Å_90_sample"]
+
+
 @pytest.mark.parametrize(
     "trick",
     [

@@ -40,6 +40,8 @@ def test_conda_brings_a_python_that_fits_and_no_package_of_ours(path):
 
 def test_binder_installs_by_the_set_up_that_everybody_uses():
     script = ROOT / "binder" / "postBuild"
+    if not (ROOT / ".git").exists():
+        pytest.skip("unpacked from an archive, which need not keep what may be executed")
     assert os.access(script, os.X_OK), "Binder runs it only if it may be executed"
     last = script.read_text().splitlines()[-1]
     named = re.search(r"python (scripts/\S+\.py)$", last)[1]

@@ -38,7 +38,7 @@ def load_model(folder: str) -> "LlamaForCausalLM":
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    with open(os.path.join(folder, "config.json")) as file:
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
         settings = json.load(file)
     if settings.get("model_type") != "llama":
         raise ValueError(f"only Llama models are supported here, {folder} is {settings.get('model_type')!r}")

@@ -182,7 +182,7 @@ def peak() -> int:
     """The most bytes of memory that this process has held at once."""
     if sys.platform == "linux":
         # getrusage would give the parent's peak: a child inherits it when it is started.
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     if sys.platform == "win32":

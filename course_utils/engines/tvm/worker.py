@@ -32,7 +32,7 @@ class TvmSession(ExportedSession):
         from tvm.target import codegen
 
         self.tvm = tvm
-        about = json.loads((Path(folder) / "model.json").read_text())
+        about = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
         here = codegen.llvm_get_system_cpu()
         if about["processor"] != here:  # it may lack instructions: the process would be killed
             raise ValueError(f"compiled for the processor {about['processor']}, and this is {here}. Remove "

@@ -19,8 +19,8 @@ def absmax_scale(values: Tensor, bits: int, full_range: bool = True) -> Tensor:
         full_range: the edge is 2^(bits-1) - 1/2 (all integers used), else 2^(bits-1) - 1 (mirrored grid).
 
     Returns:
-        float [..., 1], always positive: a row of zeros gets scale 1, for any scale would do and 0 cannot be
-        divided by.
+        [..., 1] in the dtype of `values`, always positive: a row of zeros gets scale 1, for any scale would
+        do and 0 cannot be divided by. Every other row, however small, gets the scale of its largest |value|.
     """
     absmax = values.abs().amax(dim=-1, keepdim=True)
     edge = 2 ** (bits - 1) - (0.5 if full_range else 1.0)
@@ -38,8 +38,8 @@ def zero_point_params(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         bits: bits of an integer.
 
     Returns:
-        Scale (positive) and zero (whole numbers from 0 to 2^bits - 1), both float [..., 1]. A row of zeros
-        gets scale 1 and zero 0.
+        Scale (positive) and zero (whole numbers from 0 to 2^bits - 1), both [..., 1] in the dtype of
+        `values`. A row of zeros gets scale 1 and zero 0.
     """
     low = values.amin(dim=-1, keepdim=True).clamp(max=0)
     high = values.amax(dim=-1, keepdim=True).clamp(min=0)

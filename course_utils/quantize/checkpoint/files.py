@@ -212,11 +212,15 @@ def _check_names(
 ) -> None:
     """Refuse a checkpoint that does not fill the model, tensor by tensor: ValueError."""
     modules, state = dict(model.named_modules()), model.state_dict()
+    plain = {state[name].data_ptr(): name for name in tensors if name in state}
     for name, weight in weights.items():
         layer = modules.get(name)
         if not isinstance(layer, nn.Linear) or layer.weight.shape != weight.q.shape:
             raise ValueError(f"{folder}: {type(model).__name__} has no linear layer {name} "
                              f"{list(weight.q.shape)} to put the quantized one into")
+        if layer.weight.data_ptr() in plain:
+            raise ValueError(f"{folder}: {name} is quantized, and it is tied to the tensor "
+                             f"{plain[layer.weight.data_ptr()]} of the same file")
     for name, tensor in tensors.items():
         # AutoGPTQ writes a bias of zeros for each layer, and old files hold tables that are computed today.
         spare = name.endswith(("inv_freq", "masked_bias", "attn.bias")) or not tensor.count_nonzero()
@@ -266,7 +270,7 @@ def _all_tensors(folder: Path) -> dict[str, Tensor]:
     files = sorted(folder.glob("*.safetensors"))
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if indices:
-        files = [folder / name for name in sorted(set(_read_json(indices[0])["weight_map"].values()))]
+        files = [folder / name for name in sorted(set(_read_json(indices[0]).get("weight_map", {}).values()))]
     elif folder / "model.safetensors" in files:
         files = [folder / "model.safetensors"]
     if not files:

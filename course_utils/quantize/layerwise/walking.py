@@ -145,39 +145,40 @@ def capture(
     """
     piece = {key: value[:1, :64] if value.ndim == 2 else value[:1] for key, value in batches[0].items()}
     run = _record(model, blocks, piece)
-    outputs, inputs = [_hidden(output) for _, _, output in run], [hidden for hidden, _, _ in run]
-    if len(run) != len(blocks) or not _same(outputs[:-1], inputs[1:]):
+    inputs, outputs = [hidden for _, hidden, _, _ in run], [_hidden(output) for _, _, _, output in run]
+    if [i for i, _, _, _ in run] != list(range(len(blocks))) or not _same(outputs[:-1], inputs[1:]):
         raise ValueError(f"the {len(blocks)} blocks of {type(model).__name__} do not run once each, one on "
                          "what the other put out: no walk can feed them one by one")
-    tuples = [len(output) if isinstance(output, tuple) else 0 for _, _, output in run]
+    tuples = [len(output) if isinstance(output, tuple) else 0 for _, _, _, output in run]
     passed = _record(model, blocks, piece, tuples)
     if not all(_same((a.args, a.kwargs), (b.args, b.kwargs))
-               for (_, a, _), (_, b, _) in zip(run, passed, strict=True)):
+               for (_, _, a, _), (_, _, b, _) in zip(run, passed, strict=True)):
         raise ValueError(f"a block of {type(model).__name__} is called with what blocks before it computed, "
                          "besides its hidden states: no walk can feed them one by one")
     records = [_record(model, blocks, batch, tuples) for batch in batches]
     for record, batch in zip(records, batches, strict=True):
-        for _, call, _ in record:
-            call.mask = None if batch.get("attention_mask") is None else batch["attention_mask"].bool()
-    return [record[0][0] for record in records], [list(calls) for calls in zip(
-        *([call for _, call, _ in record] for record in records), strict=True)]
+        for _, hidden, call, _ in record:
+            if batch.get("attention_mask") is not None:
+                call.mask = batch["attention_mask"].bool().to(hidden.device)
+    return [record[0][1] for record in records], [list(calls) for calls in zip(
+        *([call for _, _, call, _ in record] for record in records), strict=True)]
 
 
 def _record(
     model: nn.Module, blocks: list[nn.Module], batch: dict, tuples: list[int] | None = None
-) -> list[tuple[Tensor, Call, Any]]:
-    """Hidden states, call and output of each block in the order of running.
+) -> list[tuple[int, Tensor, Call, Any]]:
+    """Number, hidden states, call and output of each block in the order of running.
 
     With `tuples` no block computes: each puts out its hidden states, as a tuple of so many (0: as they are).
     """
-    record: list[tuple[Tensor, Call, Any]] = []
+    record: list[tuple[int, Tensor, Call, Any]] = []
 
     def forward(i: int, original: Callable, *args: Any, **kwargs: Any) -> Any:
         hidden, call = _split(args, kwargs)
         output = original(*args, **kwargs) if tuples is None else hidden
         if tuples is not None and tuples[i]:
             output = (hidden, *[None] * (tuples[i] - 1))
-        record.append((hidden, call, output))
+        record.append((i, hidden, call, output))
         if tuples is not None and len(record) == len(blocks):
             raise _Stop  # before the output layer
         return output

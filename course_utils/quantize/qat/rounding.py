@@ -21,10 +21,10 @@ def straight_through(steps: Tensor, low: float | Tensor, high: float | Tensor) -
     Args:
         steps: float [...], a value counted in steps of the grid (x / scale).
         low: smallest integer, a number or a tensor that broadcasts.
-        high: largest integer, a number or a tensor that broadcasts.
+        high: largest integer, a number if `low` is one, else a tensor.
 
     Returns:
-        float [...] of whole numbers.
+        [...] whole numbers in the dtype of `steps`.
     """
     nearest = steps + (torch.round(steps) - steps).detach()
     return torch.clamp(nearest, low, high)
@@ -65,7 +65,7 @@ def fake_quant_linear(x: Tensor, weight: Tensor, bias: Tensor | None, weight_sch
         activation_scheme: what x is rounded to.
 
     Returns:
-        float [..., out].
+        [..., out] in the dtype of `x`.
     """
     x_scale, x_zero = affine.parameters(x.detach(), activation_scheme)
     w_scale, w_zero = affine.parameters(weight.detach(), weight_scheme)
@@ -90,7 +90,7 @@ def learned_scale(x: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
         scheme: symmetric; says where the grid ends.
 
     Returns:
-        float [..., n].
+        [..., n] in the dtype of `x`.
     """
     slower = 1 / math.sqrt(x.shape[-1] * scheme.qmax)
     # The value of scale, with a gradient that is multiplied by `slower`.

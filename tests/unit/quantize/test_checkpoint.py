@@ -352,6 +352,16 @@ def test_tensors_that_do_not_fill_the_model(saved, tensors, match):
     assert "\n" not in str(caught.value)
 
 
+def test_a_quantized_output_layer_that_is_tied_is_refused(saved):
+    change(saved, lambda tensors: tensors | {
+        f"lm_head.{part}": tensor for part, tensor in zip(
+            ("qweight", "qzeros", "scales"),
+            (torch.zeros(8, 64, dtype=torch.int32), torch.full((2, 8), 0x77777777, dtype=torch.int32),
+             torch.ones(2, 64).half()), strict=True)})
+    with pytest.raises(ValueError, match="lm_head is quantized, and it is tied to .* model.embed_tokens"):
+        checkpoint.load(saved)
+
+
 def test_what_other_writers_leave_in_a_file(saved):
     """AutoGPTQ adds a bias of zeros to each layer; scales may come in FP32; old files hold inv_freq."""
     before, _ = checkpoint.load(saved)

@@ -200,14 +200,15 @@ def test_round_to_nearest_leaves_the_embedding_alone():
         layerwise.round_to_nearest(model, affine.Scheme(4, 5))
 
 
-def test_norm_readers():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_norm_readers(dtype):
     found = {}
 
     def look(block):
         found[block.name] = [(norm, set(readers)) for norm, readers in layerwise.norm_readers(block)]
         return False
 
-    model = llama()
+    model = llama().to(dtype)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     layerwise.walk(model, text(), look, progress=False)
     for name, block in layerwise.find_blocks(model):
@@ -229,6 +230,8 @@ def test_what_a_walk_cannot_feed_is_refused():
             self.config = LlamaConfig()
 
         def forward(self, input_ids):
+            if self.way == "backwards":
+                return self.blocks[0](self.blocks[1](self.embed(input_ids), None), None)
             first = self.blocks[0](self.embed(input_ids), None)
             if self.way == "adds":
                 return self.blocks[1](first + 1, None)
@@ -245,6 +248,7 @@ def test_what_a_walk_cannot_feed_is_refused():
             return self.linear(hidden_states) + (0 if other is None else other)
 
     for way, match in (("adds", "do not run once each"), ("twice", "do not run once each"),
+                       ("backwards", "do not run once each"),
                        ("argument", "called with what blocks before it computed")):
         model = Skips(way)
         with pytest.raises(ValueError, match=match):
