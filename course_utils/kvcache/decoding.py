@@ -107,7 +107,7 @@ def cached_perplexity(model: PreTrainedModel, tokens: torch.Tensor, make: Callab
 
 def _through(model: PreTrainedModel, ids: torch.Tensor, cache: Cache, **arguments: Any) -> torch.Tensor:
     """Logits of one pass that reads and fills the cache: some models take no notice of it."""
-    before = int(cache.get_seq_length())  # transformers' StaticCache gives a tensor, and counts it up in place
+    before = int(cache.get_seq_length())  # StaticCache of transformers hands out the tensor that it counts in
     logits = model(input_ids=ids, past_key_values=cache, **arguments).logits
     if cache.get_seq_length() == before:
         raise ValueError(f"{type(model).__name__} puts nothing into a KV cache: read the text without one")
