@@ -78,7 +78,8 @@ def perplexity(model: PreTrainedModel, tokens: torch.Tensor, window: int = 512, 
 
     Raises:
         TypeError: `tokens` is no integer tensor.
-        ValueError: an argument is out of range, or the tokens are not of this model's vocabulary.
+        ValueError: an argument is out of range, the tokens are not of this model's vocabulary, or the model
+            reads in both directions.
     """
     stride = window if stride is None else stride
     check_text(model, tokens, window, stride)
@@ -181,7 +182,8 @@ def check_text(model: PreTrainedModel, tokens: Any, window: Any, stride: Any) ->
 
     Raises:
         TypeError: `tokens` is no integer tensor.
-        ValueError: an argument is out of range, or the tokens are not of this model's vocabulary.
+        ValueError: an argument is out of range, the tokens are not of this model's vocabulary, or the model
+            reads in both directions.
     """
     if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
         kind = f"a {tokens.dtype} tensor" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
@@ -205,6 +207,21 @@ def check_text(model: PreTrainedModel, tokens: Any, window: Any, stride: Any) ->
             f"token ids run from {low} to {high}, but the model knows 0 to {_vocabulary(model) - 1}: "
             "were they made by this model's tokenizer?"
         )
+    _check_causal(model, tokens)
+
+
+def _check_causal(model: PreTrainedModel, tokens: torch.Tensor) -> None:
+    """Refuse a model that sees the token it is asked for, as a BERT does when loaded as a language model."""
+    config = model.config.get_text_config()
+    if getattr(config, "is_decoder", True) and getattr(config, "causal", True):
+        return
+    ids = tokens[:2].repeat(2, 1).to(next(model.parameters()).device)
+    ids[1, 1] = (ids[1, 1] + 1) % _vocabulary(model)  # what comes second must not move the first's logits
+    with evaluating(model):
+        first = model(input_ids=ids).logits[:, 0].float()
+    if (first[0] - first[1]).abs().max() > 1e-3 * first.std():
+        raise ValueError(f"{type(model).__name__} reads in both directions, it sees what it should predict:"
+                         " name a causal model, or load a BERT with is_decoder=True")
 
 
 @dataclass(frozen=True)
