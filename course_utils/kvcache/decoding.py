@@ -32,10 +32,11 @@ def greedy(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int,
         Integer tensor [batch, n + new_tokens].
 
     Raises:
-        ValueError: `ids` is no such tensor, the text becomes too long for the model, or the cache holds all
-            its tokens already.
+        ValueError: `ids` is no such tensor, the text becomes too long for the model, the cache holds all its
+            tokens already, the model puts nothing into it, or it reads in both directions.
     """
     _check_ids(ids)
+    measure.check_causal(model, ids[0])
     _check_length(model, ids.shape[1] + new_tokens)
     for _ in range(new_tokens):
         if cache is None:
@@ -44,7 +45,7 @@ def greedy(model: PreTrainedModel, ids: torch.Tensor, new_tokens: int,
             unread = ids[:, cache.get_seq_length() :]
             if unread.shape[1] == 0:
                 raise ValueError("the cache already holds all tokens of ids: leave out at least the last")
-            logits = model(input_ids=unread, past_key_values=cache, logits_to_keep=1).logits
+            logits = _through(model, unread, cache, logits_to_keep=1)
         ids = torch.cat([ids, logits[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
     return ids
 
@@ -64,13 +65,15 @@ def read(model: PreTrainedModel, ids: torch.Tensor, cache: Cache, chunk: int = 1
         Float logits [batch, n, vocabulary].
 
     Raises:
-        ValueError: `ids` is no such tensor, the text is too long for the model, or `chunk` is below 1.
+        ValueError: `ids` is no such tensor, the text is too long for the model, `chunk` is below 1, or the
+            model reads in both directions or puts nothing into the cache.
     """
     _check_ids(ids)
+    measure.check_causal(model, ids[0])
     _check_length(model, cache.get_seq_length() + ids.shape[1])
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a whole number of at least 1, not {chunk!r}")
-    passes = [model(input_ids=part, past_key_values=cache).logits for part in ids.split(chunk, dim=1)]
+    passes = [_through(model, part, cache) for part in ids.split(chunk, dim=1)]
     return torch.cat(passes, dim=1)
 
 
@@ -101,6 +104,15 @@ def cached_perplexity(model: PreTrainedModel, tokens: torch.Tensor, make: Callab
         sums.append(F.cross_entropy(logits.float(), row[1:], reduction="sum").item())
     counts = [window - 1] * len(whole)
     return measure.perplexity_of_windows(sums, counts, whole.flatten(), window, window, device)
+
+
+def _through(model: PreTrainedModel, ids: torch.Tensor, cache: Cache, **arguments: Any) -> torch.Tensor:
+    """Logits of one pass that reads and fills the cache: some models take no notice of it."""
+    before = int(cache.get_seq_length())  # StaticCache of transformers hands out the tensor that it counts in
+    logits = model(input_ids=ids, past_key_values=cache, **arguments).logits
+    if cache.get_seq_length() == before:
+        raise ValueError(f"{type(model).__name__} puts nothing into a KV cache: read the text without one")
+    return logits
 
 
 def _check_length(model: PreTrainedModel, tokens: int) -> None:

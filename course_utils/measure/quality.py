@@ -86,7 +86,8 @@ def perplexity(model: PreTrainedModel, tokens: torch.Tensor, window: int = 512, 
 
     Raises:
         TypeError: `tokens` is no integer tensor.
-        ValueError: an argument is out of range, or the tokens are not of this model's vocabulary.
+        ValueError: an argument is out of range, the tokens are not of this model's vocabulary, or the model
+            reads in both directions.
     """
     stride = window if stride is None else stride
     check_text(model, tokens, window, stride)
@@ -215,7 +216,8 @@ def check_text(model: PreTrainedModel, tokens: Any, window: Any, stride: Any) ->
 
     Raises:
         TypeError: `tokens` is no integer tensor.
-        ValueError: an argument is out of range, or the tokens are not of this model's vocabulary.
+        ValueError: an argument is out of range, the tokens are not of this model's vocabulary, or the model
+            reads in both directions.
     """
     if not isinstance(tokens, torch.Tensor) or tokens.is_floating_point() or tokens.dtype == torch.bool:
         kind = f"a {tokens.dtype} tensor" if isinstance(tokens, torch.Tensor) else type(tokens).__name__
@@ -239,6 +241,30 @@ def check_text(model: PreTrainedModel, tokens: Any, window: Any, stride: Any) ->
             f"token ids run from {low} to {high}, but the model knows 0 to {_vocabulary(model) - 1}: "
             "were they made by this model's tokenizer?"
         )
+    check_causal(model, tokens)
+
+
+def check_causal(model: PreTrainedModel, tokens: torch.Tensor) -> None:
+    """Refuse a model that sees the token it is asked for, as a BERT does when loaded as a language model.
+
+    Args:
+        model: a language model of transformers.
+        tokens: integer tensor [n], token ids of its vocabulary, n at least 1.
+
+    Raises:
+        ValueError: the model reads in both directions.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "is_decoder", True) and getattr(config, "causal", True):
+        return
+    # What comes second must not move the logits of what comes first.
+    first = tokens[0].item()
+    ids = torch.tensor([[first, 0], [first, 1]], device=next(model.parameters()).device)
+    with evaluating(model):
+        logits = model(input_ids=ids).logits[:, 0].float()
+    if (logits[0] - logits[1]).abs().max() > 1e-3 * logits.std():
+        raise ValueError(f"{type(model).__name__} reads in both directions, it sees what it should predict:"
+                         " name a causal model, or load a BERT with is_decoder=True")
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def remove_blocks(model: nn.Module, indices: Iterable[int]) -> None:
 
 
 def without_weights(kind: type[nn.Module], config: PretrainedConfig) -> nn.Module:
-    """Build a model as from_pretrained would, but without memory for its weights.
+    """Build a model as from_pretrained would, from what a config's file says, but without memory for weights.
 
     Args:
         kind: the model's class.
@@ -139,7 +139,7 @@ def without_weights(kind: type[nn.Module], config: PretrainedConfig) -> nn.Modul
         The model, all its tensors on torch's "meta" device: they have shapes and no numbers.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return kind(copy.deepcopy(config))
+        return kind(type(config).from_dict(config.to_dict()))
 
 
 def _configs(model: nn.Module) -> list[PretrainedConfig]:
@@ -169,14 +169,12 @@ def _check_config(model: nn.Module, left: list[int], config: PretrainedConfig) -
     """Refuse when a model made from the shorter config has other blocks than those that are left.
 
     Some configs have a rule instead of a list, such as "each fourth block is another one": then blocks cannot
-    be taken out of the middle. Both models are built without weights, the shorter one from its config as it
-    comes back from a file.
+    be taken out of the middle. Both models are built without weights.
     """
     name = type(model).__name__
     try:
-        again = type(config).from_dict(config.to_dict())
-        whole, short = (find_blocks(without_weights(type(model), each)) for each in (model.config, again))
-    except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
+        whole, short = (find_blocks(without_weights(type(model), each)) for each in (model.config, config))
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         raise ValueError(f"no {name} can be built without these blocks: "
                          f"{str(error).strip().partition(chr(10))[0]}") from None
     for new, old in enumerate(left):
@@ -200,7 +198,7 @@ def _settings(block: nn.Module) -> dict[str, Any]:
     """How a block is made: the plain attributes of its modules, without its number, and all shapes."""
     found = {f"{name}.{key}".lstrip("."): value for name, module in block.named_modules()
              for key, value in vars(module).items()
-             if isinstance(value, int | float | str | None) and key not in NUMBERS}
+             if isinstance(value, int | float | str | None) and key not in (*NUMBERS, "training")}
     return found | {name: parameter.shape for name, parameter in block.named_parameters()}
 
 

@@ -166,6 +166,9 @@ def _proved(model: nn.Module, cut: Callable[[], None], outputs: Sequence[nn.Line
             wanted = _answer(model)
         cut()
         found = _answer(model)
+        built = {}
+        if getattr(model.config, "heads_per_layer", None) is None:  # a BERT with that is saved by saving.py
+            built = without_weights(type(model), model.config).state_dict()
     except KeyboardInterrupt:
         put_back()
         raise
@@ -176,8 +179,7 @@ def _proved(model: nn.Module, cut: Callable[[], None], outputs: Sequence[nn.Line
     tolerance = 1e-3 if torch.finfo(found.dtype).bits >= 32 else 0.1
     close = (found - wanted).float().square().mean().sqrt() <= tolerance * wanted.float().std()
     reason = "" if close else "the cut changes more than the heads or neurons that go"
-    if close and getattr(model.config, "heads_per_layer", None) is None:
-        built = without_weights(type(model), model.config).state_dict()
+    if close:
         reason = next((f"its config would build {name} as {list(built[name].shape)}, not {list(tensor.shape)}"
                        for name, tensor in model.state_dict().items()
                        if name in built and built[name].shape != tensor.shape), "")

@@ -1,7 +1,8 @@
 """The perplexity of a text that is read through a cache. (Greedy decoding: test_layers.)"""
 
 import pytest
-from transformers import DynamicCache
+import torch
+from transformers import AutoModelForCausalLM, BertConfig, DynamicCache, OpenAIGPTConfig
 
 from course_utils import measure
 from course_utils.kvcache import decoding
@@ -26,3 +27,18 @@ def test_bad_input_is_refused_in_one_line(model):
         "ids must be an integer tensor": lambda: decoding.greedy(model, ids[0], 1),
         "window must be a whole": lambda: decoding.cached_perplexity(model, ids[0], DynamicCache, 99),
     })
+
+
+@pytest.mark.parametrize(("config", "reason"), [
+    (OpenAIGPTConfig(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+     "puts nothing into a KV cache"),
+    (BertConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                intermediate_size=48), "reads in both directions")])
+def test_a_model_that_takes_no_notice_of_a_cache_or_sees_ahead_is_refused(config, reason):
+    """The one would read each piece without what came before, the other each token with what comes after."""
+    torch.manual_seed(0)
+    config.initializer_range = 0.3
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for call in (decoding.read, lambda model, ids, cache: decoding.greedy(model, ids, 2, cache)):
+        with pytest.raises(ValueError, match=reason):
+            call(model, tokens(), make_cache(config, DynamicLayer))

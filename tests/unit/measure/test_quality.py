@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, LlamaConfig, LlamaForCausalLM, RobertaConfig
 
 from course_utils import measure
 from tests.unit.measure.common import VOCABULARY
@@ -207,3 +208,18 @@ def test_accuracy_of_a_broken_model_is_refused():
     logits = torch.tensor([[0.1, 0.2], [float("nan"), 0.3]])
     with pytest.raises(ValueError, match="the predictions hold NaN"):
         measure.accuracy(logits, [1, 0])
+
+
+@pytest.mark.parametrize("kind", [BertConfig, RobertaConfig])
+def test_a_model_that_reads_in_both_directions_has_no_perplexity(kind, tokens):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 48, "initializer_range": 0.3}
+    both, causal = (AutoModelForCausalLM.from_config(kind(**sizes, is_decoder=decoder)).eval()
+                    for decoder in (False, True))
+    with pytest.raises(ValueError, match="reads in both directions, it sees what it should predict"):
+        measure.perplexity(both, tokens, window=30)
+    rows = tokens.view(-1, 30)
+    with torch.no_grad():
+        nll = F.cross_entropy(causal(rows).logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten())
+    assert measure.perplexity(causal, tokens, window=30).nll == pytest.approx(nll.item(), rel=1e-4)

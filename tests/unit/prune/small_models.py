@@ -6,12 +6,12 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 HEAD_DIM = 8
 
 
-def llama(heads=4, kv_heads=2, bias=False, hidden=48, blocks=3, **settings):
+def llama(heads=4, kv_heads=2, bias=False, hidden=48, blocks=3):
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=97, hidden_size=hidden, intermediate_size=40, num_hidden_layers=blocks,
                          num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=HEAD_DIM,
                          attention_bias=bias, mlp_bias=bias, tie_word_embeddings=True,
-                         max_position_embeddings=64, initializer_range=0.3, **settings)
+                         max_position_embeddings=64, initializer_range=0.3)
     return _with_biases(LlamaForCausalLM(config))
 
 
