@@ -142,11 +142,13 @@ def verify(
     profile: Profile = None,
     lm: Model = None,
     device: Device = None,
+    threads: Annotated[int | None, typer.Option(
+        min=1, help="threads to compute with, to see which figures move with it")] = None,
 ) -> None:
     """Execute solutions/ again and compare with their kept outputs, each cell within its tolerance."""
     from authoring.verify import verify as work
 
-    raise typer.Exit(work(context.obj, lessons or (), parameters(profile, lm, device)))
+    raise typer.Exit(work(context.obj, lessons or (), parameters(profile, lm, device), threads))
 
 
 @app.command()

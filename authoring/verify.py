@@ -187,13 +187,16 @@ def _soften(old: NotebookNode, new: NotebookNode, tolerance: float, atol: float)
                     place_new[key] = place_old[key]
 
 
-def verify(project: Project, numbers: Sequence[str] = (), parameters: dict[str, Any] | None = None) -> int:
+def verify(project: Project, numbers: Sequence[str] = (), parameters: dict[str, Any] | None = None,
+           threads: int | None = None) -> int:
     """Execute solutions and compare their outputs with the kept ones.
 
     Args:
         project: the course.
         numbers: which lessons, as in `Project.lessons`.
         parameters: replace those of the notebooks' parameters cell, such as {"DEVICE": "cuda"}.
+        threads: how many the kernels compute with; None leaves it to them. Sums are added up in another order
+            then, so a figure that moves shows that it is thin.
 
     Returns:
         The exit code of pytest.
@@ -207,7 +210,8 @@ def verify(project: Project, numbers: Sequence[str] = (), parameters: dict[str, 
             files = [stack.enter_context(_with_parameters(file, parameters)) for file in files]
         command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-p", "authoring.verify"]
         command += ["-p", "no:cacheprovider", "--rootdir", str(project.root), "-q", *map(str, files)]
-        return subprocess.run(command, cwd=project.root).returncode
+        counts = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL") if threads}
+        return subprocess.run(command, cwd=project.root, env=os.environ | counts).returncode
 
 
 @contextlib.contextmanager
