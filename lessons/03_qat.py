@@ -478,7 +478,7 @@ for setting in SETTINGS:
 # %% [markdown] name="longer-text"
 # Is that the last word on QAT? 16 steps are few, and one run is one run: with another order of the sentences
 # it ends elsewhere. The course keeps a longer measurement: 128 steps of 16 sentences, a quarter of a pass
-# over the training sentences, at a learning rate of 0.0001, each setting with five **seeds** (orders of the
+# over the training sentences, at a learning rate of 0.0001, each setting with four **seeds** (orders of the
 # sentences and dropout), measured on all 2,014 held-out sentences. `course bench qat` runs it on your
 # machine.
 #
@@ -533,8 +533,8 @@ if record is not None:
 #   Neither is the many thousand steps that papers on QAT take.
 # - A classifier with two answers forgives more than a language model that chooses among 49,152 tokens. Do
 #   not read the 4-bit rows as a promise for text generation; {lesson:gptq} measures that.
-# - What holds: rounding has no slope; the straight-through estimator trains in spite of it; where PTQ
-#   loses nothing there is nothing to gain; the choice of the scale comes before the training.
+# - What holds: rounding has no slope; the straight-through estimator trains in spite of it; QAT can only
+#   win back what PTQ lost; the choice of the scale comes before the training.
 #
 # ## Recap
 #
