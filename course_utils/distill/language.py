@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -16,11 +17,12 @@ from course_utils.finetune import Training
 
 
 def heal(student: nn.Module, teacher: nn.Module, windows: Tensor, *, steps: int, lr: float = 3e-4,
-         divergence: Callable[[Tensor, Tensor, float], Tensor] = kd_loss, temperature: float = 1.0,
+         divergence: Callable[[Tensor, Tensor, float], Tensor] | None = kd_loss, temperature: float = 1.0,
          seed: int = 0, progress: str = "healing") -> Training:
     """Train the student's unfrozen parameters on the teacher's next-token distributions.
 
-    The student stays in eval mode: no dropout.
+    Both read the same windows of a text that people wrote, not what the student writes itself. The student
+    stays in eval mode: no dropout.
 
     Args:
         student: a causal language model; it is changed in place. What is trained must be FP32 (or FP64): in
@@ -30,7 +32,7 @@ def heal(student: nn.Module, teacher: nn.Module, windows: Tensor, *, steps: int,
         steps: how many, at least 1.
         lr: highest learning rate of AdamW: reached after a tenth of the steps, then falling to 0.
         divergence: kd_loss (forward KL), reverse_kl, or any function (student, teacher, temperature) ->
-            scalar.
+            scalar; None: the loss of pretraining, the text's own next tokens, and the teacher is not asked.
         temperature: both logits are divided by it before the softmax.
         seed: of the order of the windows.
         progress: title of the progress bar.
@@ -57,9 +59,13 @@ def heal(student: nn.Module, teacher: nn.Module, windows: Tensor, *, steps: int,
     student.eval()
     for step, row in enumerate(tqdm(order.tolist(), desc=progress, unit="step", leave=False, delay=2)):
         ids = windows[row : row + 1].to(device)
-        with measure.evaluating(teacher):
-            target = teacher(ids, use_cache=False).logits
-        loss = divergence(student(ids, use_cache=False).logits.float(), target.float(), temperature)
+        logits = student(ids, use_cache=False).logits.float()
+        if divergence is None:
+            loss = F.cross_entropy(logits[0, :-1], ids[0, 1:])
+        else:
+            with measure.evaluating(teacher):
+                target = teacher(ids, use_cache=False).logits
+            loss = divergence(logits, target.float(), temperature)
         if not torch.isfinite(loss):
             raise RuntimeError(f"the loss became {loss.item()} at step {step + 1}: lower lr, {lr}")
         for group in optimizer.param_groups:

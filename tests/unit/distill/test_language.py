@@ -28,6 +28,17 @@ def test_healing_brings_the_student_closer_to_the_teacher(divergence):
     assert fingerprint(teacher) == before and all(p.grad is None for p in student.parameters())
 
 
+def test_without_a_divergence_the_text_itself_is_the_teacher():
+    teacher = small_llama()
+    student = distill.make_student(teacher, [0, 1, 3], train=[1, 3])
+    windows = torch.randint(0, 101, (1, 16), generator=seeded())
+    with torch.no_grad():
+        before = student(windows, labels=windows).loss.item()
+    run = distill.heal(student, teacher, windows, steps=40, lr=1e-2, divergence=None)
+    assert run.losses[0] == pytest.approx(before, rel=1e-5)  # transformers' own loss
+    assert run.losses[-1] < 0.8 * before
+
+
 def test_healing_refuses_what_cannot_be_healed():
     teacher = small_llama()
     student = distill.make_student(teacher, [0, 1, 3], train=[])
