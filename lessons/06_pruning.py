@@ -449,8 +449,8 @@ for label, bits_each in (("dense, BF16", 16), ("2:4 or bitmask at 50 %, BF16", 9
 
 # %% [markdown] name="bytes-explained"
 # At 50 % the least that these formats reach with 16-bit values is 9 bits a weight. {Lesson:ptq} has 4.25
-# bits a weight, in fewer bytes; {lesson:gptq} shows what perplexity that leaves. The two can be combined: at 4 bits
-# a value, half of them zero, a bitmask takes 4 x 0.5 + 1 = 3 bits.
+# bits a weight, in fewer bytes; {lesson:gptq} shows what perplexity that leaves. The two can be combined: at
+# 4 bits a value, half of them zero, a bitmask takes 4 x 0.5 + 1 = 3 bits.
 #
 # ## What zeros save in time
 #
@@ -517,9 +517,9 @@ for format in ("bitmask", "2:4"):
 
 # %% [markdown] name="time-reading"
 # - With one token at a time, reading the matrix takes the time. CSR in 32 bits reads 8 bytes for each weight
-#   that stays, dense 4 for every weight: by bytes alone the two meet at 50 %. If CSR is the faster one
-#   before that, it is no merit of the zeros: then the dense product of one token leaves memory speed unused. The line
-#   of GB/s says how much of it each of them reaches.
+#   that stays, dense 4 for every weight: by bytes alone the two meet at 50 %. If CSR is the faster one before
+#   that, it is no merit of the zeros: then the dense product of one token leaves memory speed unused. The
+#   line of GB/s says how much of it each of them reaches.
 # - With 64 tokens each weight is used 64 times. Then arithmetic counts, and there a dense product loads many
 #   neighbours at once while CSR picks inputs one by one. So CSR needs more zeros before it is the faster one.
 # - Up to the knees above the gain is small or none. And it is one against dense FP32: beside dense BF16, at 2

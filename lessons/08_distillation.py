@@ -217,7 +217,7 @@ for kind, value in seconds.items():
 measure.table(accuracy)
 
 # %% [markdown] name="ablation-text"
-# One seed and so few sentences do not rank methods. The course keeps a run of more steps with four seeds,
+# One seed and so few sentences do not rank methods. The course keeps a run of more steps with three seeds,
 # measured on all 2,014 held-out sentences, which `course bench distill_ablation` repeats on your machine. Its
 # intervals are those of the mean over the seeds.
 
@@ -239,7 +239,7 @@ if record is not None:
     axis.errorbar(means, range(len(means)), xerr=halves, fmt="o", capsize=3, color=plots.PALETTE["blue"])
     axis.axvline(rows["teacher", 6]["accuracy"], color=plots.PALETTE["vermilion"], label="teacher")
     axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel="accuracy (%), mean of four seeds with 95 % interval", title="What each part adds")
+    axis.set(xlabel="accuracy (%), mean of three seeds with 95 % interval", title="What each part adds")
     axis.legend()
     plots.show(fig, "Accuracy of each kind of student with its interval, and a line for the teacher at "
                f"{rows['teacher', 6]['accuracy']:.1f} percent: "
@@ -248,8 +248,8 @@ if record is not None:
 
 # %% [markdown] name="ablation-verdict-text"
 # Two intervals that overlap settle nothing. Run *i* of every method had the same seed, so the same sentences
-# in the same order: the runs are compared in pairs. With four pairs the interval of their difference is
-# wide, 3.2 standard errors to either side.
+# in the same order: the runs are compared in pairs. With three pairs the interval of their difference is
+# wide, 4.3 standard errors to either side.
 
 # %% name="ablation-verdict"
 if record is not None:
