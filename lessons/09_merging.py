@@ -153,8 +153,22 @@ def table_of(names):
 
 table_of(logits)
 
+# %% name="alone-compared" timing=true
+def answers(name, domains=DOMAINS):
+    """Accuracy of a model on the sentences of these domains together."""
+    return measure.accuracy(torch.cat([logits[name][d] for d in domains]),
+                            torch.cat([labels[d] for d in domains]))  # fmt: skip
+
+
+for domain in DOMAINS:
+    for other in DOMAINS:
+        if other != domain:
+            print(measure.compare(answers(domain, [domain]), answers(other, [domain])).sentence(
+                f"On {domain} sentences the {domain} model", f"the {other} model"))  # fmt: skip
+
 # %% [markdown] name="article-text"
-# On its own domain each model is the best, by far. The base with its random head is no better than a coin.
+# Each comparison counts the sentences on which just one of the two is right (McNemar's test, {lesson:qat}).
+# The base with its random head guesses: half of its answers are right, whatever the domain.
 #
 # ## The usual code, on real tensors
 #
@@ -188,7 +202,7 @@ for message, count in errors.items():
 # 1. `torch.dot` takes vectors, and most weights are matrices. **Flatten** first, restore the shape at the
 #    end.
 # 2. Tensors that are the same in both models (here weight and bias of the embedding's norm, which were
-#    frozen) have angle 0, and $\sin 0 = 0$ is the divisor: 0/0 is NaN. Rounding makes it worse. The computed
+#    frozen) have angle 0, and $\sin 0 = 0$ is the divisor: 0/0 is NaN. Rounding adds to it. The computed
 #    cosine may be 1.0000001, and `acos` of that is NaN as well: **clamp** it to -1 ... 1. And where the angle
 #    is nearly 0 or nearly 180 degrees, both sines are tiny and mostly rounding error: fall back to **LERP**.
 #    mergekit, the library most people merge with, does so where |cosine| > 0.9995, an angle below 1.8
@@ -209,7 +223,7 @@ for message, count in errors.items():
 # Arithmetic does not ask. A bias of shape [1] broadcasts over one of shape [384], BF16 is promoted silently.
 # And **tied weights**: many language models use one matrix as embedding and as output layer, under two names.
 # Merge a model that ties them with one that does not, and two tensors compete for one place; the one that
-# loads last wins. `states.check` compares names, shapes, dtypes, ties, and looks for NaN. Try to fool it:
+# loads last stays. `states.check` compares names, shapes, dtypes, ties, and looks for NaN. Try to fool it:
 
 # %% name="checks"
 name = "classifier.weight"
@@ -345,6 +359,12 @@ for d in PAIR:
           "a barrier" if highest > 0.02 else "no barrier")  # fmt: skip
 print(f"(a classifier that only guesses has a loss of {math.log(2):.2f} nats)")
 
+# %% name="half-way" timing=true
+for d in PAIR:
+    for specialist in PAIR:
+        print(measure.compare(answers("LERP", [d]), answers(specialist, [d])).sentence(
+            f"On {d} sentences the model half-way", f"the {specialist} model"))  # fmt: skip
+
 # %% name="plot-path" tolerance=0.1 atol=0.05
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
 for d, color in zip(PAIR, ("blue", "orange"), strict=True):
@@ -369,10 +389,9 @@ plots.show(
 )
 
 # %% [markdown] name="permuted-text"
-# No barrier. The loss even sags *below* the straight line, on both domains: the first quarter of the way
-# costs the film model little and brings much for tweets. Half-way, one model is some points behind each
-# specialist on its own domain, and far ahead of it on the other. And the crosses lie on the line: SLERP is
-# LERP here.
+# No barrier. The loss even sags *below* the straight line, on both domains. And the crosses lie on the line:
+# SLERP is LERP here. How the model half-way compares with each specialist, on its domain and on the other's,
+# stands below the losses.
 #
 # ## When it fails
 #
@@ -412,16 +431,20 @@ print(f"there, LERP's matrix is {middle.norm() / a[first_mlp].norm():.2f} times 
 print(f"SLERP at 0.50: accuracy {100 * measure.accuracy(by_slerp['movie'], labels['movie']).value:.1f} %, "
       f"loss {loss(by_slerp, 'movie'):.2f} nats")  # fmt: skip
 
+# %% name="permuted-compared" timing=true
+half_way = [measure.accuracy(found["movie"], labels["movie"]) for found in (by_slerp, same_function[0.5])]
+print(measure.compare(*half_way).sentence("Half-way, SLERP", "LERP"))
+
 # %% [markdown] name="permuted-reading"
-# Both ends are equally good, and between them lies a barrier. Neuron 7 of one model is averaged with a
+# Both ends are the same classifier, and between them lies a barrier. Neuron 7 of one model is averaged with a
 # stranger. Fine-tuned copies of one base keep their neurons in place, so the mean of two "neuron 7" is again
 # a neuron 7. That is the condition: *the same base*. No check of shapes can see it. (Models trained apart
 # can be aligned first, by looking for the best permutation: Ainsworth et al., "Git Re-Basin", arXiv
 # 2209.04836.)
 #
-# Here, where the angle is large, SLERP is another point than LERP, and a better one: LERP shrinks these
-# matrices by almost a third, as you predicted at the beginning. But keeping the length does not bring back
-# the classifier. Most of the loss comes from averaging strangers.
+# Here, where the angle is large, SLERP is another point than LERP: LERP shrinks these matrices by almost a
+# third, as you predicted at the beginning. The last line above compares the answers of the two. But keeping
+# the length does not bring back the classifier: it still averages strangers.
 #
 # ## More than two models
 #
@@ -447,7 +470,7 @@ print(f"SLERP at 0.50: accuracy {100 * measure.accuracy(by_slerp['movie'], label
 
 # %% name="predict-ties" predict="merging.predict_ties" points=1
 ### BEGIN SOLUTION
-prediction = (0.3 + 0.5) / 2  # plus wins, 0.8 against 0.5; the mean of the two that agree
+prediction = (0.3 + 0.5) / 2  # plus is elected, 0.8 against 0.5; the mean of the two that agree
 ### END SOLUTION
 
 # %% [markdown] name="sign-text"
@@ -472,7 +495,7 @@ for label, changes in (("all changes", deltas), ("largest 20 %", trimmed)):
 # Each task changes every weight, and on two of three weights they disagree. (If their signs were drawn by
 # lot, it would be three of four.) After trimming hardly any are contested. Does it matter? Now everything
 # side by side. $\lambda$ must be chosen: we try a few values on 40 *other* held-out sentences of each domain,
-# as the papers do, and measure the best once on the sentences from before.
+# as the papers do, and measure the one with most right answers once on the sentences from before.
 
 # %% name="methods" atol=8
 choosing = {d: data.reviews("test", d)[SENTENCES : SENTENCES + 40] for d in DOMAINS}
@@ -499,52 +522,48 @@ table_of(["movie", "tweets", "amazon", "soup", *candidates])
 print("scales chosen:", ", ".join(f"{method} {scale:g}" for method, scale in chosen.items()))
 
 # %% [markdown] name="paired-text"
-# Which merge wins? The intervals overlap. But all models read the *same* sentences, so compare them sentence
-# by sentence: only those count on which one is right and the other wrong. That tells much smaller differences
-# apart.
+# Which merge has most right answers? The intervals overlap. But all models read the *same* sentences, so
+# compare them sentence by sentence, all three domains together: only those count on which one is right and
+# the other wrong. That tells much smaller differences apart.
 
-# %% name="paired" atol=8
-def paired(one, other):
-    """Mean difference in accuracy over the three domains, in percentage points, and its 95 % interval."""
-    means, variances = [], []
-    for d in DOMAINS:
-        right = [(logits[m][d].argmax(1) == labels[d]).float() for m in (one, other)]
-        difference = right[0] - right[1]
-        means.append(difference.mean().item())
-        variances.append(difference.var().item() / len(difference))
-    mean, half = sum(means) / 3, 1.96 * math.sqrt(sum(variances)) / 3
-    return 100 * mean, 100 * (mean - half), 100 * (mean + half)
-
-
+# %% name="paired" atol=14
 others = ("movie", "tweets", "amazon", *candidates)
-gains = {other: paired("soup", other) for other in others}
-print("mean accuracy of the soup, minus that of ... (percentage points)")
+gains = {other: measure.compare(answers("soup"), answers(other)) for other in others}
+print("accuracy of the soup, minus that of ... (percentage points)")
 for other, gain in gains.items():
-    print(f"{other:18} {{:+5.1f}}   95 % interval {{:+5.1f}} to {{:+5.1f}}".format(*gain))
+    print(f"{other:18} {gain.difference:+5.1f} ± {gain.error:.1f}")
+
+# %% name="paired-verdicts" timing=true
+for other, gain in gains.items():
+    print(gain.sentence("The soup", other))
 
 # %% name="plot-paired" atol=4
 fig, ax = plt.subplots(figsize=(7, 3.4))
-for row, (other, (mean, low, high)) in enumerate(gains.items()):
+for row, (other, gain) in enumerate(gains.items()):
+    mean, low, high = gain.difference, gain.low, gain.high
     color = plots.PALETTE["blue" if other in DOMAINS else "orange"]
     ax.errorbar(mean, row, xerr=[[mean - low], [high - mean]], fmt="o", color=color, capsize=4)
 ax.axvline(0, color="gray", linewidth=1)
 ax.set_yticks(range(len(gains)), [f"{other} model" if other in DOMAINS else other for other in gains])
 ax.invert_yaxis()
 ax.set(xlabel="soup minus this one, mean accuracy (percentage points)",
-       title="Is the soup better? Right of 0: yes")  # fmt: skip
+       title="Right of 0 the soup has more right answers")  # fmt: skip
 plots.show(
     fig,
     "Mean accuracy of the soup over three domains minus that of each other model, in percentage points with "
-    "95 % intervals: " + ", ".join(f"{other} {gain[0]:+.1f}" for other, gain in gains.items()) + ".",
+    "95 % intervals: " + ", ".join(f"{other} {gain.difference:+.1f}" for other, gain in gains.items()) + ".",
 )
 
 # %% [markdown] name="paired-reading"
-# Against each of the three models the soup wins on average, and the interval lies to the right of 0. Among
-# the merges nothing is certain: all intervals contain 0. The plain mean is a hard baseline, and it has no
-# scale to choose.
+# Blue: the soup against each of the three models. Orange: against the other merges; an interval that contains
+# 0 tells nothing apart. The plain mean has no scale to choose, which is an advantage that no test shows.
 #
-# Read the table once more before you celebrate. On its *own* domain each specialist is still the best, on
-# films by far. Merging has bought breadth with depth.
+# Read the table once more before you celebrate. How does the soup do on each specialist's *own* domain?
+
+# %% name="at-home" timing=true
+for domain in DOMAINS:
+    print(measure.compare(answers("soup", [domain]), answers(domain, [domain])).sentence(
+        f"On {domain} sentences the soup", f"the {domain} model"))  # fmt: skip
 
 # %% [markdown] name="library-text"
 # ## Beside mergekit
@@ -618,7 +637,7 @@ print(measure.machine_card())
 #
 # ## A language model and its fine-tuned copy
 #
-# Fine-tuning makes a model better at one thing and worse at others: it forgets. Can merging with the
+# Fine-tuning makes a model learn one thing and forget others. Can merging with the
 # original undo that? Six MLP matrices of the language model learn the language of film reviews, for two
 # dozen short steps. Then we walk from the original (t = 0) to the copy (t = 1) and measure the perplexity
 # of both kinds of text. Only tensors that differ are merged; what both models share is the same memory, and
@@ -642,8 +661,8 @@ def review_tokens(split, count):
     return torch.tensor(lm_tokenizer(text, verbose=False)["input_ids"][:count], device=DEVICE)
 
 
-texts = {"films": review_tokens("test", 512),
-         "Wikipedia": data.wikipedia_tokens(lm_tokenizer, "heldout", 512).to(DEVICE)}  # fmt: skip
+texts = {"films": review_tokens("test", 2048),
+         "Wikipedia": data.wikipedia_tokens(lm_tokenizer, "heldout", 2048).to(DEVICE)}  # fmt: skip
 # The last matrix of each of the last six blocks, here `mlp.down_proj`.
 last = {id([p for p in block.parameters() if p.ndim == 2][-1]) for block in shapes.block_list(lm)[-6:]}
 chosen = [n for n, p in lm.named_parameters() if id(p) in last]
@@ -678,13 +697,14 @@ print(f"{len(steps)} steps, loss {sum(steps[:4]) / 4:.2f} at the start, {sum(ste
 copy = original | {n: lm.get_parameter(n).detach().clone() for n in chosen}
 
 # %% name="lm-path" tolerance=0.06
-perplexity = {kind: [] for kind in texts}
+perplexity, scored = {kind: [] for kind in texts}, {kind: [] for kind in texts}
 places = (0.0, 0.25, 0.5, 0.75, 1.0)
 measure.release_memory()
 for t in places:
     lm.load_state_dict(methods.slerp(original, copy, t))
     for kind, tokens in texts.items():
-        perplexity[kind].append(measure.perplexity(lm, tokens, window=256, batch_size=1).value)
+        scored[kind].append(measure.perplexity(lm, tokens, window=256, batch_size=1))
+        perplexity[kind].append(scored[kind][-1].value)
 for kind, values in perplexity.items():
     print(f"{kind:9} perplexity along t:", *(f"{value:.1f}" for value in values))
 angle = max(math.degrees(math.acos(vectors.cosine(original[n], copy[n]))) for n in chosen)
@@ -697,7 +717,7 @@ for t, x, y in zip(places, perplexity["Wikipedia"], perplexity["films"], strict=
     ax.annotate(f"t = {t:g}", (x, y), xytext=(5, 7), textcoords="offset points")
 ends = [[perplexity[kind][0], perplexity[kind][-1]] for kind in ("Wikipedia", "films")]
 ax.plot(*ends, ":", color="gray")
-ax.set(xlabel="perplexity, Wikipedia (lower is better)", ylabel="perplexity, film reviews",
+ax.set(xlabel="perplexity, Wikipedia", ylabel="perplexity, film reviews",
        title="Between a model and its fine-tuned copy")  # fmt: skip
 ax.margins(0.12)
 plots.show(
@@ -710,14 +730,17 @@ plots.show(
 )
 
 # %% name="lm-reading" atol=15
-gained = perplexity["films"][-1] < perplexity["films"][0]
-lost = perplexity["Wikipedia"][-1] > perplexity["Wikipedia"][0]
+for kind, results in scored.items():
+    print(measure.compare(results[2], results[0]).sentence(f"On {kind}, half-way", "the original"))
+    print(measure.compare(results[-1], results[2]).sentence(f"On {kind}, the copy", "half-way"))
+gained = measure.compare(scored["films"][-1], scored["films"][0]).verdict == "better"
+lost = measure.compare(scored["Wikipedia"][-1], scored["Wikipedia"][0]).verdict == "worse"
 if gained and lost:
     half = {kind: (values[2] - values[0]) / (values[-1] - values[0]) for kind, values in perplexity.items()}
     print(f"half-way: {100 * half['films']:.0f} % of the gain on films, "
           f"{100 * half['Wikipedia']:.0f} % of the loss on Wikipedia")  # fmt: skip
 else:
-    print("This model did not gain on films and lose on Wikipedia: there is no half-way between them.")
+    print("It is not shown that this model gained on films and lost on Wikipedia: no half-way between them.")
 
 # %% [markdown] name="lm-why"
 # Half-way is far more than half. Both curves bend the right way. On film reviews the first steps away from
@@ -734,8 +757,8 @@ else:
 # - The accuracies. 200 sentences a domain leave about five points of uncertainty either way, and classifiers
 #   trained on another machine come out a little different. Here all three domains ask the same question, is
 #   it positive?, so that one head serves all. Tasks with other classes need a head each.
-# - Which method wins. TIES and DARE were made for many tasks and large models, where more task vectors meet
-#   in each weight. Here they cannot be told from the plain mean.
+# - The order of the methods. TIES and DARE were made for many tasks and large models, where more task vectors
+#   meet in each weight.
 # - The small angle between models. It grows with learning rate and steps. A model that was trained for long
 #   moves away from its base, and the barrier comes.
 # - What holds: models must share their base; SLERP is LERP up to a factor near 1 when they are nearly
@@ -747,9 +770,8 @@ else:
 # - A tensor is an arrow. LERP cuts the corner, SLERP turns.
 # - Flatten, float32, normalise for the angle only, clamp, LERP where nearly parallel. Check names, shapes,
 #   dtypes and ties first: arithmetic does not complain.
-# - Merging costs no training and no memory at inference. It needs one common base, and a place t or a scale
-#   chosen on text you hold back. The merged model is broader than each specialist, and weaker than each at
-#   home.
+# - Merging takes no training and no memory at inference. It needs one common base, and a place t or a scale
+#   chosen on text you hold back.
 # - Between a model and its fine-tuned copy lies a choice of how much to forget.
 #
 # ## The claim settled here
