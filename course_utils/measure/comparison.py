@@ -124,14 +124,16 @@ def paired_difference(a: Sequence[float], b: Sequence[float], tokens: Sequence[i
     return mean, math.sqrt(count / (count - 1) * squares) / total
 
 
-def compare(a: Any, b: Any, *, higher_is_better: bool = False, unit: str = "") -> Comparison:
+def compare(
+    a: Any, b: Any, *, higher_is_better: bool = False, unit: str = "", what: str = "runs"
+) -> Comparison:
     """Compare two results that belong together pair by pair, and say what is shown.
 
     - Two perplexities of one text: the mean difference in nats a token, by window, with a t interval.
     - Two accuracies on the same examples: only the examples that one of them alone got right tell anything.
       Verdict by McNemar's exact test (Q. McNemar, Psychometrika 12, 1947).
-    - Two lists of numbers, one for each training run, of which run i of both had the same seed: the mean
-      difference with a t interval.
+    - Two lists of numbers, one for each training run, of which run i of both had the same seed (or one for
+      each row of a matrix, or whatever belongs together in pairs): the mean difference with a t interval.
 
     A verdict other than "no difference shown" means that a difference of this size would come by chance in
     fewer than 1 of 20 measurements, were there none. Who makes many comparisons will meet that one.
@@ -141,6 +143,7 @@ def compare(a: Any, b: Any, *, higher_is_better: bool = False, unit: str = "") -
         b: the second, of the same kind.
         higher_is_better: of lists: whether a larger number is better.
         unit: of lists: what the numbers are.
+        what: of lists: what there is one number of.
 
     Returns:
         a - b, its error and a verdict on a.
@@ -161,7 +164,7 @@ def compare(a: Any, b: Any, *, higher_is_better: bool = False, unit: str = "") -
     if len(a) != len(b) or len(a) == 0:
         raise ValueError(f"{len(a)} runs do not pair with {len(b)}: give one number for each seed in both")
     difference, error = paired_difference(a, b, [1] * len(a))
-    return _by_t(difference, error, len(a), "runs", unit, higher_is_better)
+    return _by_t(difference, error, len(a), what, unit, higher_is_better)
 
 
 def ranking(results: Mapping[str, Any], reference: str) -> pandas.DataFrame:
