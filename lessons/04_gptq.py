@@ -187,7 +187,7 @@ log_error = {order: [math.log(error) for error in errors] for order, errors in r
 
 
 def times(order, other):
-    """How many times as large one order's error is as another's: geometric mean of the rows, 95 % interval."""
+    """How many times as large one order's error is as another's: geometric mean of the rows."""
     compared = measure.compare(log_error[order], log_error[other], what="rows")
     mean, low, high = (math.exp(x) for x in (compared.difference, compared.low, compared.high))
     return compared, f"{mean:.2f} times (95 %: {low:.2f} to {high:.2f}, {compared.pairs} rows)"
@@ -286,10 +286,10 @@ gains = [row["round to nearest"] / row["GPTQ, natural"] for row in rows.values()
 print(f"GPTQ divides this layer's output error by {min(gains):.1f} to {max(gains):.1f}, at the same bytes.")
 
 # %% [markdown] name="predict-new-text-text"
-# ## When does it fail?
+# The table also compares orders: rounding the largest inputs first lowers this layer's error on each grid. So
+# the order matters; what the paper could do without is that each *row* chooses its own.
 #
-# The table above also compares orders: rounding the largest inputs first lowers this layer's error on each
-# grid. So the order matters; what the paper could do without is that each *row* chooses its own.
+# ## When does it fail?
 #
 # A factor like that in every layer should bring a 4-bit model close to the original. Early trials with this
 # model were sobering: the error of the layers fell a lot, perplexity hardly moved. Why?
