@@ -419,8 +419,9 @@ else:
     ranked = {row["method"]: measure.Perplexity(**row["result"]) for row in record["results"]["rows"]
               if row["bits"] == 3}  # fmt: skip
     print("perplexity at 3 bits        not clipped   clipped")
-    for label, pair in (("not scaled", ("rounding", "AWQ clip")), ("scaled", ("AWQ scale", "AWQ scale + clip"))):
-        print(f"{label:25} {ranked[pair[0]].value:10.2f}  {ranked[pair[1]].value:10.2f}")
+    for label, plain, with_clip in (("not scaled", "rounding", "AWQ clip"),
+                                    ("scaled", "AWQ scale", "AWQ scale + clip")):  # fmt: skip
+        print(f"{label:25} {ranked[plain].value:10.2f}  {ranked[with_clip].value:10.2f}")
     print()
     for name, other in (
         ("AWQ scale", "rounding"),
