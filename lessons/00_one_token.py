@@ -12,6 +12,7 @@
 # appear, in **bold**.
 
 # %% name="imports"
+import copy
 import math
 import time
 
@@ -647,9 +648,13 @@ del window_logits
 
 # %% [markdown] name="perplexity-full-text"
 # One window is little text. Here are sixteen, from Wikipedia articles that the course keeps for testing.
-# This number is the **baseline** of the lessons to come. It is the perplexity of the embedded model,
-# whose weights were stored in about 4 bits before they were written out as FP32 again; the original would
-# be a little better.
+# This number is the **baseline** of the lessons to come.
+#
+# One thing to know about it, once for all lessons: the embedded model's weights were stored in about 4 bits
+# before they were written out as FP32 again. So this is the perplexity of that model, not of the original.
+# What a lesson measures as a loss is the *further* loss, and weights that lie on a 4-bit grid already may
+# take another rounding better or worse than fresh ones. Which of the two, the course has not measured. The
+# parameter `LM = "HuggingFaceTB/SmolLM2-135M-Instruct"` runs every lesson on the original, with a network.
 
 # %% name="perplexity-full" tolerance=0.02
 with measure.peak_memory() as peak:
@@ -679,6 +684,150 @@ measure.table(cuts)
 short, long = cuts["windows of 64"].value, cuts["windows of 512"].value
 print(f"The window alone changes the perplexity by {short / long - 1:.0%}.")
 
+# %% [markdown] name="two-models-text"
+# ## Is one model worse than another?
+#
+# The lessons to come change the model and ask what that costs. Say a changed model has perplexity 22.6 on a
+# text, and the model before had 22.5. Is it worse, or is that chance? Another text would give two other
+# numbers.
+#
+# Here are three changed copies. In each, the weights of the blocks are rounded: to **BF16**, floats of 16
+# bits with 8 of them for the digits; to 255 levels in each row (about 8 bits); and to 31 levels (about 5).
+
+# %% name="two-models" tolerance=0.03
+text = heldout[:4096]
+changed = copy.deepcopy(model)
+
+
+def round_rows(weight, largest):
+    """Whole multiples of a step, from -largest to largest steps; the step fits the row's largest weight."""
+    step = weight.abs().amax(dim=1, keepdim=True) / largest
+    return (weight / step).round() * step
+
+
+def round_blocks(changed, rounding):
+    """Make the copy's matrices rounded ones of the full model's."""
+    with torch.no_grad():
+        for source, target in zip(shapes.block_list(model), shapes.block_list(changed), strict=True):
+            for old, new in zip(source.parameters(), target.parameters(), strict=True):
+                if old.ndim == 2:
+                    new.copy_(rounding(old))
+
+
+ROUNDINGS = {
+    "BF16": lambda weight: weight.bfloat16().float(),
+    "255 levels": lambda weight: round_rows(weight, 127),
+    "31 levels": lambda weight: round_rows(weight, 15),
+}
+results, alike = {"FP32": measure.perplexity(model, text, window=512)}, {}
+for label, rounding in ROUNDINGS.items():
+    round_blocks(changed, rounding)
+    results[label] = measure.perplexity(changed, text, window=512)
+    alike[label] = measure.likeness(changed, model, heldout[:2048], window=128)
+for label, result in results.items():
+    print(f"{label:10} {result}")
+
+# %% [markdown] name="alone-text"
+# How sure is each number? Every perplexity is a mean over the 8 windows. Their spread says how far another 8
+# windows might be off. That is the **standard error**: the standard deviation of the windows, divided by the
+# square root of their number.
+
+# %% name="plot-windows" tolerance=0.05 atol=0.05
+each = {label: [s / n for s, n in zip(result.window_nll, result.window_tokens, strict=True)]
+        for label, result in results.items()}  # fmt: skip
+alone = {label: pd.Series(values).std() / len(values) ** 0.5 for label, values in each.items()}
+gaps = {label: [a - b for a, b in zip(values, each["FP32"], strict=True)] for label, values in each.items()}
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+for (label, values), color in zip(each.items(), ("black", "green", "blue", "vermilion"), strict=True):
+    left.plot(values, "o", color=plots.PALETTE[color], markersize=5, label=label)
+    if label != "FP32":
+        right.plot(gaps[label], "o", color=plots.PALETTE[color], markersize=5, label=label)
+right.axhline(0, color="black", linewidth=1)
+left.set(xlabel="window", ylabel="nats a token", title="each model by itself")
+right.set(xlabel="window", ylabel="nats a token", title="minus FP32, same window")
+left.legend(fontsize=8)
+plots.show(
+    fig,
+    f"Left: loss of each of the {len(values)} windows for four models; the windows differ by up to "
+    f"{max(each['FP32']) - min(each['FP32']):.1f} nats. Right: the same minus FP32's: "
+    + "; ".join(f"{label} from {min(gaps[label]):+.3f} to {max(gaps[label]):+.3f}" for label in ROUNDINGS)
+    + " nats a token.",
+)
+for label, error in alone.items():
+    print(f"{label:10} {results[label].nll:.3f} ± {error:.3f} nats a token")
+
+# %% [markdown] name="pairing-text"
+# Some windows are hard for every model, some are easy, and that is nearly all of the spread on the left. But
+# the models read the *same* windows. Subtract window by window, and what is hard for both cancels. That is a
+# **paired** comparison.
+#
+# **Predict.** Two models each have a standard error of 0.1 nats a token. In each of the 8 windows one of them
+# needs exactly 0.02 nats a token more than the other. What is the standard error of the paired difference?
+
+# %% name="predict-paired-error" predict="one_token.predict_paired_error" points=1
+### BEGIN SOLUTION
+prediction = 0  # the differences do not vary at all
+### END SOLUTION
+
+# %% [markdown] name="paired-exercise-text"
+# Windows may be unlike in length: the last one of a text often is. So the difference is a ratio, all nats
+# over all tokens, and its error is that of a ratio of sums.
+#
+# **Your turn.**
+
+# %% name="ex-paired-difference" exercise="course_utils.measure.comparison:paired_difference" points=3
+
+# %% [markdown] name="compare-text"
+# From here on `measure.compare` does this. It adds an interval that would hold the true difference in 95 of
+# 100 measurements, and a verdict: *better*, *worse*, or *no difference shown*, if 0 lies within. With so few
+# windows the spread itself is uncertain; **Student's t** makes the interval wider for that. Beside it, what
+# you would conclude from the two separate errors.
+
+# %% name="compare" tolerance=0.1 atol=0.005
+for label in ROUNDINGS:
+    compared = measure.compare(results[label], results["FP32"])
+    separate = math.hypot(alone[label], alone["FP32"])
+    apart = abs(compared.difference) > 2 * separate
+    print(f"{label}: by two separate errors {'shown to differ' if apart else 'nothing is shown'}; paired:")
+    print(f"    {compared.sentence(label, 'FP32')}")
+    print(f"    the error of the pairs is {compared.error / separate:.4f} of the two separate ones")
+
+# %% [markdown] name="shown-text"
+# "No difference shown" is not "no difference". It says that so much text does not tell. More windows shrink
+# the error, by the square root: four times the text for half of it. Where a lesson needs more than its two
+# minutes for that, the course keeps a recorded measurement with its machine and date.
+#
+# Of twenty comparisons without any difference, one is shown to differ by bad luck. So a long table needs a
+# second look at its closest rows.
+#
+# ## Three more questions to a changed model
+#
+# Perplexity asks how probable the *text* is. One can also ask how much the changed model still agrees with
+# the full one, whatever the text says:
+#
+# - **KL divergence**: how far are its probabilities from the full model's, over the whole vocabulary? In nats
+#   a token, 0 if they are the same.
+# - **Same first choice**: at what share of the positions is the likeliest token the same?
+# - **Greedy text**: if each writes on from a prompt, always with the likeliest token, how many tokens are the
+#   same before the first difference?
+
+# %% name="alike" tolerance=0.1 atol=0.2
+prompts = data.windows(heldout[4096:6144], 512)[:, :32]
+same_text = {}
+for label, rounding in ROUNDINGS.items():
+    round_blocks(changed, rounding)
+    same_text[label] = measure.same_greedy(changed, model, prompts, new_tokens=32)
+measure.table({label: result.row() for label, result in alike.items()})
+
+# %% name="alike-greedy" timing=true
+for label, counts in same_text.items():
+    print(f"{label:10} the first {', '.join(map(str, counts))} of 32 tokens are the same, of each prompt")
+del changed
+
+# %% [markdown] name="alike-reading"
+# Greedy text is a stern judge: one close call that falls the other way, and the rest is another text, which
+# may be as good. KL divergence is a fine one: it moves before any first choice does.
+
 # %% [markdown] name="replicate"
 # A perplexity without its text, window and stride is no number that can be compared. In papers, 5.12 and
 # 5.47 are both "Llama-2-7B on WikiText-2".
@@ -705,6 +854,7 @@ print(f"The window alone changes the perplexity by {short / long - 1:.0%}.")
 #   bound by bytes: tokens/s <= bandwidth / bytes per token.
 # - Time with warm-up, repeats, median and spread; keep the phases apart; wait for a GPU.
 # - Perplexity is exp of the mean negative log-likelihood. It comes with its text, window and stride.
+# - Compare two models on the same windows, in pairs. A difference comes with its error, or it is not shown.
 #
 # ## The claims settled here
 

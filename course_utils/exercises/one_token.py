@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig
 
-from course_utils import costs
+from course_utils import costs, measure
 from course_utils.checking import Case, Exercise, Mistake, Prediction
 
 
@@ -336,6 +336,108 @@ PERPLEXITY_FROM_LOGITS = Exercise(
 )  # fmt: skip
 
 
+# --- paired_difference ------------------------------------------------------------------------------------
+
+
+def _window_cases():
+    generator = torch.Generator().manual_seed(1)
+    hard = 511 * (3 + 0.4 * torch.randn(12, generator=generator, dtype=torch.float64))
+    gap = 511 * (0.05 + 0.03 * torch.randn(12, generator=generator, dtype=torch.float64))
+    tokens = [511, 120, 511, 77, 300]
+    uneven = [2.5 * n + 9.0 * i for i, n in enumerate(tokens)]
+    others = [2.4 * n + 5.0 * i**2 for i, n in enumerate(tokens)]
+    return [
+        Case((hard + gap).tolist(), hard.tolist(), [511] * 12, label="12 windows of 511 tokens"),
+        Case(uneven, others, tokens, label="windows of unlike length"),
+        Case([1500.0, 1400.0], [1400.0, 1500.0], [500, 500], label="two windows that say the opposite"),
+        Case([1600.0], [1500.0], [511], label="one window: no spread, the error is NaN"),
+        Case((900.0, 910.0, 905.0), (900.0, 910.0, 905.0), (300, 310, 305), label="the same model twice"),
+        Case([700.0, 820.0, 640.0, 900.0], [690.0, 805.0, 633.0, 880.0], [250, 290, 230, 400],
+             label="one model ahead in every window"),
+        Case([1.0, 2.0], [1.0, 2.0, 3.0], [5, 5], raises=ValueError, label="another number of windows"),
+        Case([1.0, 2.0], [1.0, 2.5], [5, 5, 5], raises=ValueError, label="another number of token counts"),
+        Case([1.0, 2.0, 2.5], [1.0, 2.5, 2.0], [5, 5], raises=ValueError, label="a token count missing"),
+    ]
+
+
+def _gaps(a, b, tokens):
+    gaps = torch.tensor(a, dtype=torch.float64) - torch.tensor(b, dtype=torch.float64)
+    sizes = torch.tensor(tokens, dtype=torch.float64)
+    if not len(gaps) == len(sizes):
+        raise ValueError
+    return gaps, sizes, (gaps.sum() / sizes.sum()).item()
+
+
+def _root(squares, divisor, total):
+    return math.sqrt(squares / divisor) / total if divisor > 0 else math.nan
+
+
+def _unpaired(a, b, tokens):
+    """Each model's own error, added as if they had read different texts."""
+    _, sizes, mean = _gaps(a, b, tokens)
+    count, squares = len(sizes), 0.0
+    for sums in (a, b):
+        values = torch.tensor(sums, dtype=torch.float64)
+        squares += (values - values.sum() / sizes.sum() * sizes).square().sum().item()
+    return mean, _root(count * squares, count - 1, sizes.sum().item())
+
+
+def _divided_by_count(a, b, tokens):
+    gaps, sizes, mean = _gaps(a, b, tokens)
+    return mean, _root((gaps - mean * sizes).square().sum().item(), 1 if len(gaps) > 1 else 0,
+                       sizes.sum().item())  # fmt: skip
+
+
+def _deviation(a, b, tokens):
+    gaps, sizes, mean = _gaps(a, b, tokens)
+    count = len(gaps)
+    return mean, _root(count**2 * (gaps - mean * sizes).square().sum().item(), count - 1, sizes.sum().item())
+
+
+def _by_token(a, b, tokens):
+    gaps, sizes, mean = _gaps(a, b, tokens)
+    spread = ((gaps / sizes - mean).square() * sizes).sum().item()
+    return mean, _root(spread, sizes.sum().item() - 1, math.sqrt(sizes.sum().item()))
+
+
+def _mean_of_windows(a, b, tokens):
+    gaps, sizes, _ = _gaps(a, b, tokens)
+    each, count = gaps / sizes, len(gaps)
+    mean = each.mean().item()
+    return mean, _root((each - mean).square().sum().item(), count * (count - 1), 1.0)
+
+
+def _other_way(a, b, tokens):
+    mean, error = measure.paired_difference(b, a, tokens)
+    return mean, error
+
+
+def _squared(a, b, tokens):
+    mean, error = measure.paired_difference(a, b, tokens)
+    return mean, error**2
+
+
+PAIRED_DIFFERENCE = Exercise(
+    reference=measure.paired_difference,
+    cases=_window_cases,
+    rtol=1e-6,
+    mistakes=[
+        Mistake("the errors of the two models added up. Subtract window by window first: what is hard "
+                "for both cancels.", _unpaired),
+        Mistake("the factor windows / (windows - 1) is missing.", _divided_by_count),
+        Mistake("the spread of one window. The error of the mean over all windows is smaller: see the "
+                "formula.", _deviation),
+        Mistake("each token counted as an observation of its own. The tokens of a window hang together: "
+                "one window, one observation.", _by_token),
+        Mistake("the mean of the windows' means. A short window counts less: divide the sum of all by "
+                "the sum of the tokens.", _mean_of_windows),
+        Mistake("b - a instead of a - b.", _other_way),
+        Mistake("the square root is missing: that is the variance.", _squared),
+    ],
+    hint="Make a list of the differences first, one for each window. What is their sum for each token?",
+)  # fmt: skip
+
+
 # --- predictions ------------------------------------------------------------------------------------------
 
 PARAMETERS = costs.parameter_count(smollm2_config())
@@ -393,6 +495,17 @@ PREDICTIONS = [
         hint="exp(-log p) with the same p for every token: what is left?",
     ),
     Prediction(
+        id="predict_paired_error",
+        answer=0,
+        unit="nats a token",
+        mistakes=[
+            (0.02, "the difference itself. Asked is how much it varies from window to window."),
+            (0.1, "the error of one model alone. In the difference it cancels."),
+            (0.1 * 2**0.5, "the errors of two models, as if they had read different texts."),
+        ],
+        hint="All 8 differences are the same number. How much do they spread?",
+    ),
+    Prediction(
         id="predict_13b_gigabytes",
         answer=FP32_BYTES_13B / 1e9,
         rtol=0.03,
@@ -406,4 +519,7 @@ PREDICTIONS = [
     ),
 ]
 
-EXERCISES = [PARAMETER_COUNT, BYTES_AT_BITS, ARITHMETIC_INTENSITY, PERPLEXITY_FROM_LOGITS, *PREDICTIONS]
+EXERCISES = [
+    PARAMETER_COUNT, BYTES_AT_BITS, ARITHMETIC_INTENSITY, PERPLEXITY_FROM_LOGITS, PAIRED_DIFFERENCE,
+    *PREDICTIONS,
+]  # fmt: skip

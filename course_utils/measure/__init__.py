@@ -1,6 +1,7 @@
 """Measuring: quality, bytes, time and the machine. Results are small dataclasses that print themselves."""
 
 from course_utils.measure.comparison import Comparison, compare, paired_difference, ranking
+from course_utils.measure.likeness import Likeness, likeness, same_greedy
 from course_utils.measure.machine import MachineCard, machine_card
 from course_utils.measure.memory import (
     PeakMemory,
@@ -39,6 +40,7 @@ __all__ = [
     "Comparison",
     "GenerationSpeed",
     "Latency",
+    "Likeness",
     "MachineCard",
     "MatmulSpeed",
     "PeakMemory",
@@ -53,6 +55,7 @@ __all__ = [
     "frequent_collection",
     "generation_speed",
     "latency",
+    "likeness",
     "machine_card",
     "matmul_speed",
     "paired_difference",
@@ -61,6 +64,7 @@ __all__ = [
     "perplexity_of_windows",
     "ranking",
     "release_memory",
+    "same_greedy",
     "synchronize",
     "table",
     "weight_bytes",

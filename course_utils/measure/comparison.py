@@ -109,18 +109,14 @@ def paired_difference(a: Sequence[float], b: Sequence[float], tokens: Sequence[i
         error is NaN.
 
     Raises:
-        ValueError: no windows, another number of them in a, b and tokens, or a window without tokens.
+        ValueError: a, b and tokens have not the same number of windows.
     """
-    if not len(a) == len(b) == len(tokens) or len(tokens) == 0:
-        raise ValueError(f"a, b and tokens need one value a window, not {len(a)}, {len(b)} and {len(tokens)}")
-    if min(tokens) < 1:
-        raise ValueError("each window needs at least one scored token")
     gaps = [x - y for x, y in zip(a, b, strict=True)]
-    total, count = sum(tokens), len(tokens)
+    total, count = sum(tokens), len(gaps)
     mean = sum(gaps) / total
+    squares = sum((gap - mean * n) ** 2 for gap, n in zip(gaps, tokens, strict=True))
     if count == 1:
         return mean, math.nan
-    squares = sum((gap - mean * n) ** 2 for gap, n in zip(gaps, tokens, strict=True))
     return mean, math.sqrt(count / (count - 1) * squares) / total
 
 

@@ -4,7 +4,9 @@ test_all.py walks these dictionaries.
 """
 
 import math
+import statistics
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -119,6 +121,54 @@ def _overflows(logits, tokens):
     return chosen.mean().exp().item()
 
 
+# --- paired_difference, by numpy ---------------------------------------------------------------------------
+
+
+def _with_numpy(a, b, tokens, ddof=1, total=None, weights=None):
+    gaps, sizes = np.subtract(a, b), np.array(tokens)
+    if gaps.shape != sizes.shape:
+        raise ValueError("another number of windows")
+    mean = gaps.sum() / sizes.sum()
+    if len(gaps) == 1:
+        return float(mean), float("nan")
+    spread = np.sqrt(((gaps - mean * sizes) ** 2).sum() / (len(gaps) - ddof))
+    return float(mean), float(spread * np.sqrt(len(gaps)) / (total or sizes.sum()))
+
+
+def _by_ratio_of_means(a, b, tokens):
+    """Cochran's own notation: residuals over the mean size of a window."""
+    count = len(tokens)
+    rest = [x - y for x, y in zip(a, b, strict=True)]
+    ratio = sum(rest) / sum(tokens)
+    if count < 2:
+        return ratio, float("nan")
+    residual = statistics.stdev([gap - ratio * n for gap, n in zip(rest, tokens, strict=True)])
+    return ratio, residual / statistics.mean(tokens) / count**0.5
+
+
+def _separate(a, b, tokens):
+    mean = _with_numpy(a, b, tokens)[0]
+    zeros = [0.0] * len(tokens)
+    alone = [_with_numpy(sums, zeros, tokens)[1] for sums in (a, b)]
+    return mean, math.hypot(*alone)
+
+
+def _each_token(a, b, tokens):
+    gaps, sizes = np.subtract(a, b), np.array(tokens)
+    if gaps.shape != sizes.shape:
+        raise ValueError
+    tokenwise = np.repeat(gaps / sizes, sizes)
+    return float(tokenwise.mean()), float(tokenwise.std(ddof=1) / np.sqrt(len(tokenwise)))
+
+
+def _plain_means(a, b, tokens):
+    if len(a) != len(b) or len(a) != len(tokens):
+        raise ValueError
+    each = [(x - y) / n for x, y, n in zip(a, b, tokens, strict=True)]
+    error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else float("nan")
+    return statistics.mean(each), error
+
+
 WRONG = {
     "parameter_count": [
         (_untied_always, "although it is tied"),
@@ -179,10 +229,24 @@ WRONG = {
         (lambda logits, tokens: _mean_nll(logits, tokens).exp(), "tensor"),
         (_overflows, "FP16|near ten thousand"),
     ],
+    "paired_difference": [
+        (_separate, "what is hard for both cancels"),
+        (lambda a, b, n: _with_numpy(a, b, n, ddof=0), r"windows / \(windows - 1\)"),
+        (_each_token, "one window, one observation"),
+        (_plain_means, "A short window counts less"),
+        (lambda a, b, n: _with_numpy(b, a, n), "b - a"),
+        (lambda a, b, n: (_with_numpy(a, b, n)[0], _with_numpy(a, b, n)[1] ** 2), "variance"),
+        (lambda a, b, n: _with_numpy(a, b, n)[0], "differences first|tuple"),
+        (lambda a, b, n: (_with_numpy(a, b, n)[0], _with_numpy(a, b, n)[1] * len(n) ** 0.5),
+         "spread of one window"),
+        (lambda a, b, n: (_with_numpy(a, b, n)[0], 0.0 if len(n) == 1 else _with_numpy(a, b, n)[1]),
+         "NaN|one window"),
+    ],
     "predict_bytes": [(134.5e6, "one byte"), (269e6, "two bytes"), (4.3e9, "bits, not bytes"), (538, "unit")],
     "predict_embedding_share": [(34.8, "tied"), (0.21, "percent"), (3.2, "equally large"), (26.7, "whole")],
     "predict_decode_rate": [(148, "one byte"), (74, "FP16"), (0.027, "seconds"), (1000, "20 GB")],
     "predict_uniform_perplexity": [(10.8027, "exp"), (1, "perfect"), (100, "left"), (1 / 49152, "inverse")],
+    "predict_paired_error": [(0.02, "itself"), (0.1, "cancels"), (0.1414, "different texts"), (1, "spread")],
     "predict_13b_gigabytes": [(26, "FP32 has four"), (13, "one byte"), (48.5, "GiB"), (300, "32 bits")],
 }
 
@@ -194,9 +258,11 @@ RIGHT = {
         lambda r, k, c, size: sum(2 * k for _ in range(r * c)) / sum(size * n for n in (r * k, k * c, r * c)),
     ],
     "perplexity_from_logits": [lambda logits, tokens: _mean_nll(logits, tokens).exp().item(), _loop],
+    "paired_difference": [_with_numpy, _by_ratio_of_means],
     "predict_bytes": [538_060_032, 135e6 * 4],
     "predict_embedding_share": [21, 21.05],
     "predict_decode_rate": [37, 37.2],
     "predict_uniform_perplexity": [49152, 49152.0],
+    "predict_paired_error": [0, 0.0],
     "predict_13b_gigabytes": [52, 52.06],
 }
