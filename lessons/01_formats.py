@@ -17,7 +17,7 @@ import bitsandbytes.functional as bnb
 import matplotlib.pyplot as plt
 import torch
 
-from course_utils import data, formats, measure, models, plots, shapes
+from course_utils import data, formats, measure, models, plots, records, shapes
 
 plots.style()
 
@@ -204,7 +204,8 @@ for label, numbers in (("normal numbers", normal), (layer, weights[layer])):
 # **INT8** and **INT4** are whole numbers. Their bits are read as **two's complement**: the top bit counts
 # minus, so the 4 bits `1011` are -8 + 0 + 2 + 1 = -5. All steps are equal. A whole number says nothing
 # about size, so it always comes with a **scale**: weight = code x scale. The usual choice maps the largest
-# weight to the largest code, 127 or 7.
+# weight to the largest code, 127 or 7. Then code -8 is never used: INT4 has 15 levels here. {Lesson:ptq} uses
+# all 16, with a scale that is a little smaller; compare formats of the two lessons with that in mind.
 
 # %% name="integers"
 for bits, code in ((4, 0b1011), (4, 0b0111), (8, 0b10000001)):
@@ -350,7 +351,9 @@ print(f"read back by the library: {quantized.dequantize()[0, 0].item():.4f}")
 print(f"the original weight: {weights[layer][0, 0].item():.4f}")
 
 # %% [markdown] name="block-errors-text"
-# What do the finer scale and the smaller block buy? And NF4's table?
+# What do the finer scale and the smaller block buy? And NF4's table? The last row asks about MXFP4's rule
+# for the scale. Rounded down, the largest weights of a block may be cut off. The other way is to round up:
+# nothing is cut off, and the steps are twice as large where that makes a difference.
 
 # %% name="block-errors" tolerance=0.02
 rows = {}
@@ -360,6 +363,11 @@ for name in ("INT4", "NF4", "NF4 double", "MXFP4", "NVFP4"):
         "bits per weight": round(8 * nbytes / weights[layer].numel(), 3),
         "weight error (%)": round(error_of(values, weights[layer]), 2),
     }
+blocks = weights[layer].float().view(-1, 32)
+scales = 2.0 ** (blocks.abs().amax(dim=1, keepdim=True) / formats.E2M1.largest).log2().ceil()
+rounded_up = (formats.round_to(blocks / scales, formats.E2M1) * scales).view_as(weights[layer])
+rows["MXFP4, scale rounded up"] = {
+    "bits per weight": 4.25, "weight error (%)": round(error_of(rounded_up, weights[layer]), 2)}
 measure.table(rows)
 
 # %% [markdown] name="nf4-library-text"
@@ -504,7 +512,7 @@ for size, place in zip(sizes.tolist(), places.tolist(), strict=True):
 
 # %% [markdown] name="massive-reading"
 # One channel of one token, the first, thousands of times as large as the rest. Such **massive activations**
-# are found in most language models (Sun et al., arXiv 2402.17762). They belong to the first token, whatever
+# were found in many language models (Sun et al., arXiv 2402.17762). They belong to the first token, whatever
 # it is, and the model needs them: attention heads that have nothing to do rest on that token.
 #
 # It fits into FP16, by a factor of three. But a norm squares its input. If everything were computed in FP16:
@@ -576,32 +584,65 @@ plots.show(
     f"{loss[best]:.0f} % ({best}) and {loss[worst]:.0f} % ({worst}).",
 )
 
-# %% name="every-format-reading" tolerance=0.1 atol=0.03
-print(f"BF16 {loss['BF16']:+.3f} %, FP16 {loss['FP16']:+.3f} %: 16 bits cost next to nothing")
-print(f"E4M3 {loss['FP8 E4M3']:+.1f} %, E5M2 {loss['FP8 E5M2']:+.1f} %: its range is wasted on weights")
-print(f"INT8 {loss['INT8']:+.2f} %, E4M3 with a scale a row {loss['FP8 E4M3 row']:+.1f} %")
-print(f"At 4 bits, from best to worst: {', '.join(sorted(four, key=lambda n: loss[n]))}.")
-if loss[best] > 0:
-    print(f"{worst} costs {loss[worst] / loss[best]:.1f} times what {best} costs.")
+# %% [markdown] name="ranking-text"
+# 1,024 tokens are two windows: enough to see a ruin, too few to rank. The course keeps a measurement on
+# 16,384 held-out tokens, compared window by window (`course bench formats_ranking`).
+
+# %% name="every-format-reading"
+record = records.load("bench_formats_ranking")
+ranked = {}
+if record is None:
+    print("no recorded run yet: course bench formats_ranking makes one")
 else:
-    print(f"{best} costs nothing on this model and this text.")
+    print(records.provenance_line(record))
+    ranked = {row["format"]: measure.Perplexity(**row["result"]) for row in record["results"]["rows"]}
+    print(measure.ranking(ranked, "FP32").drop(columns=["tokens scored", "window"]).to_string())
+    print()
+    by_loss = sorted((name for name in (*four, "MXFP4, scale rounded up")), key=lambda name: ranked[name].nll)
+    pairs = [("FP8 E4M3", "FP8 E5M2"), ("FP8 E4M3 row", "FP8 E4M3"), ("INT8", "FP8 E4M3 row"),
+             ("MXFP4, scale rounded up", "MXFP4")]  # fmt: skip
+    for name, other in pairs + list(zip(by_loss, by_loss[1:], strict=False)):
+        print(measure.compare(ranked[name], ranked[other]).sentence(name, other))
 
 # %% [markdown] name="every-format-explained"
 # - FP4 alone destroys the model. Most weights became zero, all others 0.5 or more. The scale makes the
 #   difference, not the four bits.
-# - A scale hardly helps E4M3. It is a floating-point format: its steps are relative already, so dividing by
-#   a scale moves a weight along the saw and changes little. INT8 has steps of one size, 127 on either side.
-#   In a band as narrow as these weights' it wins over both FP8 formats, with the same 8 bits.
+# - E4M3 is a floating-point format: its steps are relative already, so dividing by a scale moves a weight
+#   along the saw and changes little, as long as few weights are subnormal. INT8 has steps of one size, 127
+#   on either side: in a narrow band they are finer than E4M3's.
 # - At 4 bits it matters where the 16 numbers are, how large the block is, and how fine its scale.
 #   Bits per weight are part of the comparison: INT4 and MXFP4 have 4.25, NF4 and NVFP4 4.5.
 # - This model is small. The larger a model, the less it loses at 4 bits: {lesson:gptq} has the figures.
 #
-# The article that this course examines says that 8 bits cost less than 1 % and 4 bits about 2 % accuracy.
+# Is it this model that makes E4M3 so indifferent to a scale? The median size of its weights is large, about
+# 0.1; many models have weights that spread by 0.02 only. Shrink the weights of one matrix, and see whom it
+# hurts. E4M3's subnormal numbers begin below 2^-6 = 0.016.
+
+# %% name="smaller-weights" tolerance=0.03
+w = weights[layer].float()
+rows = {}
+for spread in (w.std().item(), 0.02, 0.005):
+    scaled = w * (spread / w.std())
+    tiny = (scaled.abs() < formats.E4M3.smallest_normal).float().mean().item()
+    rows[f"spread {spread:.3f}"] = {
+        "subnormal in E4M3 (%)": round(100 * tiny, 1),
+        **{f"{name}: error (%)": round(error_of(formats.convert(scaled, name)[0], scaled), 2)
+           for name in ("FP8 E4M3", "FP8 E4M3 row", "INT8", "NF4")}}  # fmt: skip
+measure.table(rows)
+
+# %% [markdown] name="article-drop-text"
+# With a scale for each row all three lines are the same: the scale undoes the shrinking. Without one E4M3
+# gets coarser the smaller the weights are. So "a scale hardly helps E4M3" is about this model, not about
+# E4M3.
+#
+# The article that this course examines puts 8 bits at less than 1 % and 4 bits at about 2 % of accuracy.
 # Accuracy on a task is a coarser measure than perplexity, and its models are larger. What this model says:
 
-# %% name="article-drop" tolerance=0.1 atol=0.03
-print(f"8 bits (INT8, one scale a row): perplexity {loss['INT8']:+.2f} %")
-print(f"4 bits: from {loss[best]:+.0f} % ({best}) to {loss[worst]:+.0f} % ({worst})")
+# %% name="article-drop"
+if ranked:
+    for name in ("INT8", *by_loss):
+        print(f"{name:24} perplexity {100 * (ranked[name].value / ranked['FP32'].value - 1):+.2f} %: "
+              f"{measure.compare(ranked[name], ranked['FP32'])}")  # fmt: skip
 
 # %% [markdown] name="library-cast-text"
 # Is it the same with the library that everybody uses? PyTorch's own casts, on every fourth matrix, the
@@ -639,8 +680,8 @@ for name in (shapes.input_groups(model)[0][0] + ".weight", layer, next(iter(weig
     print(f"{name:40} mean {mean:.1f}, at most {most} different values in 32")
 
 # %% [markdown] name="source-question"
-# Does that flatter a format, or hurt it? A format whose 16 values of a group are the same as the file's
-# would lose nothing. Ours have other values and other blocks. To see the effect, make weights that *might*
+# What does that do to the error of a format? One whose 16 values of a group are the same as the file's would
+# have no error at all. Ours have other values and other blocks. To see the effect, make weights that *might*
 # have been the original: move each weight by a random amount within half a step of its group. Q4_1 would
 # store exactly the same codes for them. Then compare errors.
 
@@ -676,14 +717,31 @@ for name in ("BF16", "FP16", "FP8 E4M3", "INT8", "INT4", "NF4", "MXFP4", "NVFP4"
 measure.table(rows)
 
 # %% [markdown] name="source-reading"
-# Q4_1 itself looks free on the stored weights, and that would be a false result. INT8 and the 4-bit formats
-# lose about as much on the stored weights as on those like the original: they are neither flattered nor
-# hurt. BF16 is flattered a little. A stored weight is a small whole number times its group's step, give or
-# take the minimum, and such numbers round better than others. That is why BF16 was not quite eight times as
-# bad as FP16.
-#
-# The baseline itself carries one loss of 4 bits already, and all percentages here come on top of it. `LM` in
-# the parameters cell takes a model that was never quantized.
+# Q4_1 itself has no error on the stored weights, and that would be a false result. For INT8 and the 4-bit
+# formats the two columns lie close together, for BF16 they do not: a stored weight is a small whole number
+# times its group's step, give or take the minimum, and such numbers need fewer digits. But these "originals"
+# are made up. Here are weights that really never were rounded: MiniLM's, a small encoder that the course uses
+# later, stored in FP32 by those who trained it.
+
+# %% name="never-rounded" tolerance=0.05
+encoder, _ = models.load_encoder()
+fresh = next(p.detach().float() for n, p in encoder.named_parameters()
+             if n.endswith("layer.2.intermediate.dense.weight"))  # fmt: skip
+mean, most = distinct(fresh)
+print(f"{list(fresh.shape)}, spread {fresh.std():.3f}, on average {mean:.1f} different values in 32")
+rows = {}
+for name in ("BF16", "FP16", "FP8 E4M3", "FP8 E4M3 row", "INT8", "INT4", "NF4", "MXFP4", "NVFP4"):
+    rows[name] = {
+        "MiniLM, never rounded: error (%)": float(f"{error_of(formats.convert(fresh, name)[0], fresh):.3g}"),
+        "ours, from a 4-bit file": float(f"{error_of(formats.convert(stored, name)[0], stored):.3g}"),
+    }
+del encoder
+measure.table(rows)
+
+# %% [markdown] name="never-rounded-reading"
+# Two matrices of two models differ in more than their past, so a difference here has no one cause. What
+# holds: no format of the table gains an error of another order of magnitude from it. {Lesson:one_token}
+# says once what this means for the course's perplexities.
 #
 # ## Activations in fewer bits
 #
@@ -729,18 +787,20 @@ measure.table(rows)
 # keeps that one number and pays with coarse steps for all others.
 #
 # This is luck of a kind. Without saturation, one number that is too large makes NaN of everything. With a
-# scale for each token nothing is cut off at all, and of the FP8 rows it loses least.
+# scale for each token nothing is cut off at all.
 
 # %% [markdown] name="replicate"
 # ## What would not replicate elsewhere, and what holds anyway
 #
-# - Perplexities are of this model, this text and 1,024 tokens. Differences between formats are far more
-#   certain than the values, because every format reads the same text. Still, differences of a tenth of a
-#   percent say nothing.
-# - Which 4-bit format wins depends on the weights, on what stays unconverted, and on how scales are chosen.
+# - Perplexities are of this model and this text. Differences between formats are far more certain than the
+#   values, because every format reads the same windows; each comes with its error.
+# - The order of the 4-bit formats depends on the weights, on what stays unconverted, and on how scales are
+#   chosen.
 #   Here every matrix was converted, the embedding too, which most tools leave in 16 bits. {Lesson:ptq} to
-#   {lesson:awq} choose better scales, and lose less in the same format.
-# - Massive activations are in most language models; their size and layer differ.
+#   {lesson:awq} choose scales in other ways.
+# - Massive activations were found in most language models that were looked at; their size and layer differ.
+#   Models with a gate behind their attention have hardly any (Qiu et al., "Gated Attention for Large Language
+#   Models", arXiv 2505.06708).
 # - Which format is *fast* depends on the hardware: FP8 and FP4 need matrix units that have them. On a CPU
 #   they save memory, and cost time to decode.
 # - The formats themselves hold everywhere: bits, ranges, steps and bits per weight are the same on every
