@@ -12,6 +12,7 @@
 # You need {lesson:one_token} (parameters, perplexity) and {lesson:formats} (number formats).
 
 # %% name="imports"
+import math
 import os
 
 import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from course_utils import data, measure, models, plots, shapes
+from course_utils import data, measure, models, plots, records, shapes
 from course_utils.quantize import activations, affine, layerwise, packed
 from course_utils.quantize.affine import Scheme
 
@@ -32,8 +33,8 @@ plots.style()
 #
 # Everything below is measured on one model and one text, so that only the quantization differs. The
 # yardstick is the perplexity on Wikipedia articles that we use for nothing else. To stay quick we read
-# the first 224 tokens of two articles. So few tokens are enough to rank methods on *this* text, because
-# all of them are measured on the same tokens; another text would give other absolute values.
+# the first 224 tokens of two articles. That is enough to see a ruin, and far too little to rank methods that
+# lie close together. For those the course keeps a measurement on 16,384 tokens; it comes after each table.
 #
 # A second, different text serves for **calibration**: watching what flows through the model.
 
@@ -84,7 +85,7 @@ print(f"{len(linears)} linear layers hold {in_linears:,} of {everything:,} param
 #
 # What is the edge? There are two habits. The *mirrored* grid leaves the lowest integer unused and takes
 # $2^{b-1}-1$ (for 8 bits 127): INT8 kernels like it. The *full* grid takes $2^{b-1}-\frac12$ and uses
-# every integer; the largest positive value is cut by half a step, no worse than any rounding. With 8 bits
+# every integer; the largest positive value is cut by half a step, as in any rounding. With 8 bits
 # nobody sees the difference. With 3 bits the mirrored grid wastes one level of eight.
 
 # %% name="absmax-by-hand"
@@ -239,34 +240,49 @@ axis.set(yscale="log", xlabel="bits a weight, scales and zero points counted", y
 axis.legend()
 plots.show(fig, "Perplexity over bits a weight for round to nearest, log scale, cut at one million. All "
            "curves meet FP32 at 8 bits, except per tensor, which is slightly above. At 4 bits per tensor is "
-           "ruined, groups of 64 are best. At 3 bits only groups keep some sense, with a zero point clearly "
-           "better. At 2 bits groups fail too.")
+           "ruined, groups of 64 lie lowest. At 3 bits only groups keep some sense, lower with a zero point. "
+           "At 2 bits groups fail too.")
 
-# %% name="table-reading" tolerance=0.15 atol=0.1
-def loss(scheme):
-    return results[scheme][0] / fp32.value - 1
+# %% [markdown] name="table-record-text"
+# Now the same on 16,384 tokens, compared window by window with FP32 (`course bench ptq_ranking` repeats it).
+
+# %% name="table-record"
+record = records.load("bench_ptq_ranking")
+ranked = {}
 
 
-print(f"INT8 per channel costs {abs(results[Scheme(8, None)][0] - fp32.value):.1f} points of perplexity.")
-print(f"INT4: per channel +{loss(Scheme(4, None)):.0%}, groups of 64 +{loss(Scheme(4, 64)):.0%}, "
-      f"with zero point +{loss(Scheme(4, 64, symmetric=False)):.0%}.")
-print(f"INT3, groups of 64: x {results[Scheme(3, 64)][0] / fp32.value:.1f}; "
-      f"with zero point x {results[Scheme(3, 64, symmetric=False)][0] / fp32.value:.1f}.")
+def say(name, other):
+    """A comparison from the record."""
+    print(measure.compare(ranked[name], ranked[other]).sentence(name, other))
+
+
+if record is None:
+    print("no recorded run yet: course bench ptq_ranking makes one")
+else:
+    print(records.provenance_line(record))
+    ranked = {row["method"]: measure.Perplexity(**row["result"]) for row in record["results"]["rows"]}
+    for name, result in ranked.items():
+        print(f"{name:32} perplexity {readable(result.value)}")
+    print()
+    for name, other in (
+        ("INT8, a scale a row", "FP32"),
+        ("INT8, a scale a matrix", "INT8, a scale a row"),
+        ("INT4, groups of 64", "INT4, a scale a row"),
+        ("INT4, groups of 64, zero point", "INT4, groups of 64"),
+        ("INT3, groups of 64, zero point", "INT3, groups of 64"),
+    ):
+        say(name, other)
 
 # %% [markdown] name="table-meaning"
-# Three things to take home:
+# Read the first sentence with care. Either it shows a difference, then its size is what 8 bits cost; or it
+# does not, then the interval says how much they could cost at most.
 #
-# - 8 bits are almost free, as long as rows have their own scales.
-# - At 4 bits it is the *sharing* that decides: a quarter of a bit more for groups takes away about half
-#   of the loss.
-# - Rounding to nearest ends between 4 and 3 bits. {Lesson:gptq} and {lesson:awq} push that limit,
-#   {lesson:qat} trains against it.
+# At 4 bits it is the *sharing* that decides, and what a group has of its own: a quarter of a bit a weight
+# buys it. Rounding to nearest ends between 4 and 3 bits. {Lesson:gptq} and {lesson:awq} push that limit,
+# {lesson:qat} trains against it.
 #
-# This is a small model, and small models suffer most: published losses at 4 bits for models with billions
-# of parameters are a few percent. One more caution: the embedded model was itself stored in 4 bits
-# (groups of 32, with a minimum) before it came here. Its weights lie on such a grid already, which may
-# make 4-bit zero-point groups look a little better than on an original model. You can load one with the
-# parameter `LM`.
+# This is a small model: published losses at 4 bits for models with billions of parameters are a few percent.
+# And its weights come out of a 4-bit file ({lesson:one_token}).
 
 # %% [markdown] name="predict-saving-text"
 # ## What is really saved?
@@ -360,8 +376,9 @@ plots.show(fig, f"Left: largest absolute input of each channel of {spiky}, log s
 
 # %% [markdown] name="outliers-meaning"
 # A few channels are ten to several hundred times larger than their neighbours. They are called
-# **outliers**, and all language models have them. The worst sit at the input of `down_proj` in a few
-# blocks.
+# **outliers**. Most language models that were looked at have them; models with a gate behind their
+# attention hardly do (Qiu et al., "Gated Attention for Large Language Models", arXiv 2505.06708). The
+# largest sit at the input of `down_proj` in a few blocks.
 #
 # **Predict first.** Suppose the largest value at the input of such a layer is 2400. One scale serves the
 # whole tensor, integers go from -127 to 127. How far apart are two neighbouring values that can still be
@@ -384,7 +401,7 @@ print(f"rounded to 0 with one scale for a token:  {(per_token == 0).float().mean
 # Two ways to choose the scale of activations:
 #
 # - **static**: one number for each layer, found on calibration text and then fixed. Nothing has to be
-#   computed at run time. All tokens share the scale of the worst one ever seen.
+#   computed at run time. All tokens share the scale of the largest one ever seen.
 # - **dynamic**: the scale is computed from the values themselves, while the model runs. It can be one for
 #   the whole tensor, or one for each token (row): then an outlier spoils only its own token.
 #
@@ -420,10 +437,18 @@ for label, call in {
         w8a8[label] = perplexity()
 measure.table({label: {"perplexity": round(value, 2)} for label, value in w8a8.items()})
 
+# %% name="w8a8-record"
+if ranked:
+    for name, other in (
+        ("W8A8, a scale a token", "INT8, a scale a row"),
+        ("W8A8, a scale a tensor", "W8A8, a scale a token"),
+        ("W8A8, static", "W8A8, a scale a tensor"),
+    ):
+        say(name, other)
+
 # %% [markdown] name="w8a8-meaning"
-# Eight bits are plenty for the weights, and plenty for the activations of one token. They are not enough
-# for all tokens together: not because of the bits, but because of a few huge values. Two well-known
-# methods deal with them.
+# The bits are the same in all three. What differs is how many values share a scale, and so how far a few huge
+# ones spoil it for the others. Two well-known methods deal with them.
 #
 # ## LLM.int8(): keep the outliers out
 #
@@ -474,8 +499,10 @@ print(f"{taken / channels:.1%} of the input channels were multiplied in floating
 # input anew. In the paper it is slower than FP16 below 6.7 billion parameters. Keep that in mind for the
 # timing at the end.
 #
-# Is our version what the library does? The same weight and the same real input through `Linear8bitLt` of
-# bitsandbytes. Errors are root mean squares, as a share of the output's own.
+# Is our version what the library does? Not quite. Ours multiplies the outlier channels with weights as they
+# were; bitsandbytes has the whole weight in INT8 and takes the outlier columns out of that, rounded. The same
+# weight and the same real input through its `Linear8bitLt`: errors are root mean squares, as a share of the
+# output's own. And the perplexity of both, from the record.
 
 # %% name="bnb-layer" atol=0.01
 from bitsandbytes.nn import Linear8bitLt  # noqa: E402
@@ -491,6 +518,9 @@ size = exact.square().mean().sqrt()
 print(f"error of ours {(ours - exact).square().mean().sqrt() / size:.2f}, "
       f"of bitsandbytes {(theirs - exact).square().mean().sqrt() / size:.2f}, "
       f"difference of the two {(ours - theirs).square().mean().sqrt() / size:.2f} of the output's size")
+if ranked:
+    say("LLM.int8(), ours", "W8A8, a scale a token")
+    say("LLM.int8(), bitsandbytes", "LLM.int8(), ours")
 
 # %% [markdown] name="smooth-text"
 # ## SmoothQuant: move the difficulty into the weights
@@ -501,7 +531,7 @@ print(f"error of ours {(ours - exact).square().mean().sqrt() / size:.2f}, "
 #
 # $$x W^T = (x / s)\,(W s)^T \qquad s_j = \frac{\max|x_j|^{\alpha}}{\max|W_j|^{1-\alpha}}$$
 #
-# The exponent $\alpha$ says how much of the difficulty is moved. The division costs nothing at run time
+# The exponent $\alpha$ says how much of the difficulty is moved. The division takes no time at all
 # where a **norm** comes before the layer: the norm multiplies each channel by a weight anyway, so it
 # takes $1/s_j$ along.
 #
@@ -523,7 +553,7 @@ print("the logits agree to one part in a thousand" if agree else "the logits dif
 
 # %% [markdown] name="sweep-text"
 # Which layers can it reach? `q`, `k`, `v` read the first norm of a block, `gate` and `up` the second. `o`
-# and `down` read no norm, and `down` is where the worst outliers are. So the sweep gives the five
+# and `down` read no norm, and `down` is where the largest outliers are. So the sweep gives the five
 # reachable kinds a static scale, and `o` and `down` one scale a token.
 
 # %% name="sweep" tolerance=0.1
@@ -573,16 +603,13 @@ plots.show(fig, "Left: largest input of each channel of one query layer, log sca
            "channel stands far above the rest, after smoothing with alpha 0.5 all are closer together. "
            "Right: perplexity over alpha, the unsmoothed model as a dashed and FP32 as a dotted line.")
 
-# %% name="smooth-reading" atol=30
-gap = sweep[None] - fp32.value
-if gap > 0:
-    print(f"Alpha 0.5 closes {100 * (sweep[None] - sweep[0.5]) / gap:.0f} % of the gap between static W8A8 "
-          "and FP32.")
-else:
-    print("Static W8A8 is no worse than FP32 on this model: there is no gap to close.")
+# %% name="smooth-reading"
+if ranked:
+    say("static after norms, smoothed", "static after norms")
+    say("static after norms, smoothed", "W8A8, a scale a token")
 
 # %% [markdown] name="smooth-meaning"
-# Smoothing helps where it reaches. It does not reach the largest outliers of this model, at the input of
+# Smoothing does not reach the largest outliers of this model, at the input of
 # `down`: for those it takes a scale a token, the split of LLM.int8(), or a rotation of the channels
 # (QuaRot, SpinQuant).
 #
@@ -688,19 +715,20 @@ print("Slower than FP32 on this machine when reading the prompt:", ", ".join(slo
 #
 # ## What would not replicate elsewhere, and what holds anyway
 #
-# - The perplexities belong to this model, these 448 tokens and this window. A larger model loses far
-#   less.
+# - The perplexities belong to this model, this text and this window. Published losses of larger models are
+#   smaller.
 # - Speeds belong to this processor and these library versions. On a GPU the order of the table is
 #   another.
-# - That the step follows the largest value, that groups beat rows beat tensors, that outliers are the
-#   trouble of activations and that an unquantized embedding limits the saving, holds everywhere.
+# - That the step follows the largest value, that fewer values to a scale leave a smaller error, that outliers
+#   are the trouble of activations and that an unquantized embedding limits the saving, holds everywhere.
 #
 # ## Recap
 #
 # - Absmax: scale = largest |x| / edge. Zero point: the range may be lopsided, one more integer to store.
 #   Error: at most half a step.
 # - Count the overhead: 4 bits in groups of 64 are 4.25 bits a weight.
-# - Weights alone: 8 bits almost free, 4 bits in groups usable, below that round to nearest fails.
+# - Weights alone: 8 bits change next to nothing, 4 bits in groups are usable, below that round to nearest
+#   fails.
 # - Activations: a scale a token, or split (LLM.int8()), or smooth; one static scale for all fails on
 #   outliers.
 # - Dynamic quantization computes scales at run time. The bit width is fixed.
@@ -726,19 +754,25 @@ for label, article in (("INT8 bitsandbytes", 1200 / 70), ("NF4 bitsandbytes", 12
           f"{ratio[label]:.2f} times. The article says {article:.0f} times.")
 
 # %% name="claim-c3-quality" tolerance=0.15 atol=0.3
-drop8 = quality["INT8 bitsandbytes"] / fp32.value - 1
-drop4 = quality["NF4 bitsandbytes"] / fp32.value - 1
-print(f"C3 (quality): perplexity rises by {100 * drop8:.1f} % with INT8, {100 * drop4:.0f} % with NF4 here.")
-print(f"    'Less than 1 %' for INT8 is {'about right' if drop8 < 0.015 else 'too optimistic'} here, "
-      f"'about 2 %' for 4 bits is {'about right' if drop4 < 0.04 else 'too optimistic'}.")
+print(f"C3 (quality): perplexity {fp32.value:.2f} in FP32, {quality['INT8 bitsandbytes']:.2f} with INT8, "
+      f"{quality['NF4 bitsandbytes']:.2f} with NF4, on {len(heldout)} tokens.")
+if ranked:
+    for label, name, claimed in (("'Less than 1 %' for INT8", "LLM.int8(), bitsandbytes", 0.01),
+                                 ("'About 2 %' for 4 bits", "NF4, bitsandbytes", 0.02)):  # fmt: skip
+        rise = measure.compare(ranked[name], ranked["FP32"])
+        low, high = (100 * math.expm1(nats) for nats in (rise.low, rise.high))
+        said_of = ("too optimistic" if low > 100 * claimed else "right" if high < 100 * claimed
+                   else "not settled")  # fmt: skip
+        print(f"    {label} is {said_of} for perplexity: {low:.1f} to {high:.1f} % (95 %), on "
+              f"{ranked[name].tokens:,} tokens.")
 
 # %% name="claim-c5"
 print("C5:", "outdated. from_pretrained no longer takes load_in_8bit; "
       "pass quantization_config=BitsAndBytesConfig(load_in_8bit=True)." if c5 and "load_in_8bit" in c5
       else "still accepted by this version of transformers.")
 
-# %% name="claim-c18" tolerance=0.15
-token, tensor = w8a8["W8A8 dynamic, a scale a token"], w8a8["W8A8 dynamic, a scale a tensor"]
+# %% name="claim-c18"
 print("C18: false. The layer of quantize_dynamic kept 8 bits whatever its input; only scales are dynamic.")
-print(f"    How many values share a scale matters: perplexity {token:.1f} with one scale a token, "
-      f"{tensor:.1f} with one a tensor.")
+if ranked:
+    print("    How many values share a scale matters:")
+    say("W8A8, a scale a tensor", "W8A8, a scale a token")
