@@ -85,7 +85,7 @@ class Comparison:
         }
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], tokens: Sequence[int]) -> tuple[float, float]:
+def paired_difference(a: list[float], b: list[float], tokens: list[int]) -> tuple[float, float]:
     """Mean difference of two models for each token, and its standard error, by window.
 
     The tokens of a window are not independent: a hard passage is hard from its first word to its last. So
