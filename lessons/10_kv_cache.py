@@ -21,7 +21,7 @@ import torch
 from matplotlib.colors import ListedColormap
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
-from course_utils import costs, data, measure, models, plots, shapes
+from course_utils import costs, data, measure, models, plots, records, shapes
 from course_utils.costs import kv_shape  # noqa: F401 - an exercise names it
 from course_utils.kvcache import block_tables, decoding, layers, paged, prefix, quantized, sizes, trace  # noqa: F401
 from course_utils.kvcache.block_tables import BlockAllocator, OutOfBlocks  # noqa: F401 - an exercise names it
@@ -37,16 +37,21 @@ plots.style()
 model, tokenizer = models.load_lm(LM, device=DEVICE)
 shapes.require(model, "kv_cache")
 config = model.config
-heldout = data.wikipedia_tokens(tokenizer, "heldout", 768).to(DEVICE)
+heldout = data.wikipedia_tokens(tokenizer, "heldout", 1536).to(DEVICE)
 print(f"{config.num_hidden_layers} layers, {config.num_attention_heads} query heads, "
       f"{config.num_key_value_heads} key-value heads of {config.head_dim} numbers")
 
 # %% [markdown] name="quadratic-text"
-# ## Why decoding without a cache is quadratic
+# ## What decoding without a cache costs
 #
 # To write token 101, the model needs the keys and values of tokens 1 to 100. Without a cache it reads all of
-# them again, and for token 102 once more. Each new token costs as much as the whole text so far. Writing *n*
-# tokens costs 1 + 2 + ... + *n*, which grows as *n* squared. With a cache each step reads one token.
+# them again, and for token 102 once more. Each new token costs as much as the whole text so far.
+#
+# How does that grow with the number *n* of tokens? Two kinds of work have to be told apart. The matrices of
+# the layers do the same for every token that is read: without a cache 1 + 2 + ... + *n* of them, which grows
+# as *n* squared, with a cache *n*. Attention looks from every token that is read at every one before it. With
+# a cache that is 1 + 2 + ... + *n* looks in all, so it stays quadratic; without one it is the sum of squares,
+# which grows as *n* cubed. "A cache turns quadratic into linear" is right for one step, and for the matrices.
 #
 # First the operations, counted from the config with the functions of {lesson:one_token}.
 
@@ -163,8 +168,9 @@ for name, (n_layers, heads, kv_heads, head_dim) in known.items():
 measure.table(rows)
 
 # %% [markdown] name="bytes-reading"
-# LLaMA-13B takes 0.8 MB for each token. A conversation of 8,192 tokens fills 6.7 GB, and eight of them take
-# more than twice the FP16 weights. That is why models after it share keys between heads.
+# LLaMA-13B takes 0.8 MB for each token. (It was made for 2,048 positions; the last column shows what its
+# shape would take at 8,192.) Eight conversations of 2,048 tokens fill 13 GB, half of the FP16 weights.
+# Later models share keys between heads.
 #
 # ## A cache that plugs in
 #
@@ -221,7 +227,7 @@ measure.table(rows)
 # ## A window that slides
 #
 # Keep the last 63 tokens and the memory stops growing. Does the model still work? It was never trained that
-# way. Predict before you run the next cell: how much worse does the perplexity get? And what changes if the
+# way. Predict before you run the next cell: by how much does the perplexity rise? And what changes if the
 # very first four tokens are kept besides?
 #
 # `layers.window_mask` gives the same visibility in one pass without a cache, which is much faster for
@@ -231,27 +237,44 @@ measure.table(rows)
 def windowed_perplexity(window, sinks):
     """Perplexity on the held-out text, 384 tokens at a time, when a token sees a window and the sinks."""
     mask = layers.window_mask(384, window, sinks, model.dtype).to(DEVICE)
-    nll = 0.0
+    sums = []
     for row in data.windows(heldout, 384):
         with torch.no_grad():
             logits = model(input_ids=row[None], attention_mask=mask, use_cache=False).logits[0, :-1]
-        nll += torch.nn.functional.cross_entropy(logits.float(), row[1:], reduction="sum").item()
-    return float(np.exp(nll / (len(heldout) // 384 * 383)))
+        sums.append(torch.nn.functional.cross_entropy(logits.float(), row[1:], reduction="sum").item())
+    return measure.perplexity_of_windows(sums, [383] * len(sums), heldout, 384, 384, DEVICE)
 
 
-full = measure.perplexity(model, heldout, window=384).value
-print(f"all tokens kept: perplexity {full:.2f}")
-window_results = {}
+full = measure.perplexity(model, heldout, window=384)
+print(f"all tokens kept: perplexity {full.value:.2f}")
 for window, sinks in ((64, 0), (60, 4), (192, 0)):
-    window_results[window, sinks] = windowed_perplexity(window, sinks)
-    print(f"window {window:3} and {sinks} first tokens: perplexity {window_results[window, sinks]:.2f}, "
-          f"{(window + sinks - 1) * costs.kv_bytes_per_token(config) / 1e6:.1f} MB in BF16 for ever")
+    forgetful = windowed_perplexity(window, sinks)
+    megabytes = (window + sinks - 1) * costs.kv_bytes_per_token(config) / 1e6
+    print(f"window {window:3} and {sinks} first tokens: perplexity {forgetful.value:.2f}, "
+          f"{megabytes:.1f} MB in BF16, however long the text")
+
+# %% name="window-record"
+record = records.load("bench_kv_cache_ranking")
+ranked = {}
+if record is None:
+    print("no recorded run yet: course bench kv_cache_ranking makes one")
+else:
+    print(records.provenance_line(record))
+    ranked = {row["cache"]: measure.Perplexity(**row["result"]) for row in record["results"]["rows"]}
+    for name, other in (("window 64", "exact"), ("window 60 and 4 first tokens", "window 64"),
+                        ("window 60 and 4 first tokens", "window 192")):  # fmt: skip
+        print(measure.compare(ranked[name], ranked[other]).sentence(name, other))
 
 # %% [markdown] name="window-reading"
 # The attention of a token must go somewhere: the weights of a softmax add up to 1. Models learn to leave
-# what they do not need on the first tokens, which every token can see. Take these *attention sinks* away and
-# the rest is out of balance (Xiao et al., 2023, arXiv 2309.17453). With the first four tokens kept, a third
-# of the memory does better than the wide window without them.
+# what they do not need on the first tokens, which every token can see. Take these *attention sinks* away
+# and the rest is out of balance (Xiao et al., 2023, arXiv 2309.17453). Not all models have them: those with
+# a gate behind their attention hardly do (Qiu et al., "Gated Attention for Large Language Models", arXiv
+# 2505.06708).
+#
+# Does such a cache go on for ever? Not this one. Our layers keep keys after they were rotated to their
+# position in the text, so a text ends where the model's positions end, here at 8,192. StreamingLLM keeps keys
+# before the rotation and rotates them to their place *in the cache*, which never grows.
 #
 # ## Fewer bits
 #
@@ -301,7 +324,8 @@ del cache, shown, states
 
 # %% [markdown] name="quantized-text"
 # Now the perplexity of a text that is read *through* the cache, 48 tokens a pass: everything older than the
-# recent window comes back rounded. In the last two rows the keys share their scales the other way, by token.
+# recent window, the newest 32 to 63 tokens, comes back rounded. Of windows of 384 tokens that is most, not
+# all. In the last two rows the keys share their scales the other way, by token.
 
 # %% name="quantized" tolerance=0.03
 exact = decoding.cached_perplexity(model, heldout, lambda: make_cache(config, DynamicLayer), 384, chunk=48)
@@ -341,14 +365,36 @@ plots.show(
     "to it too, and 2 bits far above.",
 )
 
-# %% name="quantized-reading" tolerance=0.1 atol=3
-by_channel, by_token = (quantized_rows[f"2 bit, keys by {by}"]["perplexity"] for by in ("channel", "token"))
-print(f"2 bits cost {100 * (by_channel / exact.value - 1):.0f} % perplexity with keys by channel, "
-      f"{100 * (by_token / exact.value - 1):.0f} % with keys by token.")
+# %% [markdown] name="quantized-record-text"
+# Four windows do not tell small losses from none. The record has 32 windows of 512 tokens.
+
+# %% name="quantized-reading"
+if ranked:
+    for bits, by in ((8, "channel"), (4, "channel"), (4, "token"), (2, "channel"), (2, "token")):
+        name = f"{bits} bit, keys by {by}"
+        print(measure.compare(ranked[name], ranked["exact"]).sentence(name, "exact"))
+    for bits in (4, 2):
+        by_channel, by_token = (ranked[f"{bits} bit, keys by {by}"] for by in ("channel", "token"))
+        print(measure.compare(by_channel, by_token).sentence(f"{bits} bit, keys by channel", "by token"))
+
+# %% [markdown] name="quantized-greedy-text"
+# Perplexity is one question. Does the model also *write* the same? Three prompts of 96 tokens, 32 new tokens
+# each, always the likeliest.
+
+# %% name="quantized-greedy" timing=true
+for bits in (8, 4, 2):
+    counts = []
+    for prompt in data.windows(heldout, 512)[:, None, :96]:
+        rounding = make_cache(config, QuantizedLayer, bits=bits, group=32, recent=32, keys_by="channel")
+        texts = [decoding.greedy(model, prompt, 32, cache)[0, 96:]
+                 for cache in (make_cache(config, DynamicLayer), rounding)]  # fmt: skip
+        counts.append(int((texts[0] == texts[1]).int().cumprod(dim=0).sum()))
+    print(f"{bits} bits: the first {', '.join(map(str, counts))} of 32 tokens are those of the exact cache")
 
 # %% [markdown] name="quantized-meaning"
-# 8 and 4 bits are free here, whoever shares the scale. At 2 bits it decides: four levels between the
-# smallest and the largest channel of a token leave nothing for the channels in between. transformers has a
+# How many levels a number has, and who shares the scale, both count. At 2 bits there are four levels between
+# the smallest and the largest channel of a token: that leaves nothing for the channels in between.
+# transformers has a
 # quantized cache too (`cache_implementation="quantized"`). It needs another package for the rounding, and it
 # rounds the old tokens again each time it puts new ones beside them; ours rounds a token once.
 
@@ -437,6 +483,33 @@ prediction = 7.5 / (300 + 7.5)  # 0 to 15 slots of the last block are empty, 7.5
 usages["blocks of 16"] = trace.serve(BlockAllocator(slots // 16, 16), requests)
 usages["blocks of 128"] = trace.serve(BlockAllocator(slots // 128, 128), requests)
 measure.table({label: usage.row() for label, usage in usages.items()})
+
+# %% [markdown] name="price-text"
+# Look at the last column. Blocks are handed out as texts grow, so the memory can run out in the middle of
+# answers. Then the request that came last gives its blocks back, and later its text is *read again*. The
+# table counts steps, and in this count reading again is free. What does it really come to? And what if
+# fewer requests may run at once, so that it happens less often?
+
+# %% name="price"
+written, asked_for = int(outputs.sum()), int(prompts.sum())
+rows = {}
+for label, at_once in (("room for 2,048 tokens each", 256), ("blocks of 16", 256), ("blocks of 16", 40),
+                       ("blocks of 16", 32), ("blocks of 16", 24)):  # fmt: skip
+    usage = usages[label]
+    if at_once < 256:
+        usage = trace.serve(BlockAllocator(slots // 16, 16), requests, at_once)
+    rows[f"{label}, at most {at_once} at once"] = {
+        "steps": usage.steps, "preemptions": usage.preemptions, "tokens read again": usage.recomputed,
+        "read again / prompts": round(usage.recomputed / asked_for, 2),
+        "tokens through the model": asked_for + written + usage.recomputed}  # fmt: skip
+print(f"prompts {asked_for:,} tokens, answers {written:,}")
+measure.table(rows)
+
+# %% [markdown] name="price-reading"
+# "Fewer steps" is not yet "less time". Each step reads the weights once, which is what decoding waits for;
+# but every token that goes through the model takes arithmetic, and the tokens read again come on top. With
+# fewer requests at once there are more steps and fewer tokens read again. Where the least time lies depends
+# on the machine: on a GPU, reading a prompt of some hundred tokens takes about as long as a step.
 
 # %% name="plot-blocks"
 fig, axes = plt.subplots(3, 1, figsize=(7.5, 5.2))
@@ -600,8 +673,6 @@ else:
 # 64 sequences at a time.
 
 # %% name="record-gpu"
-from course_utils import records  # noqa: E402
-
 records.gpu_table("gpu_kv_cache", [
     "model", "cache", "batch", "decode step (ms)", "decode (tokens/s)", "KV memory (GB)",
     "peak GPU memory (GB)"])
@@ -619,10 +690,11 @@ if recorded:
     print(f"one sequence: {min(times):.0f} to {max(times):.0f} ms a step, by cache")
 
 # %% [markdown] name="record-gpu-verdict"
-# A step of 64 sequences takes about as long as a step of one, with every cache: batching is nearly free here.
-# Which cache is faster, the record does not show. The steps were called one by one from Python, and in the
-# same run the CPU's part of equal work varied more than twofold ({lesson:one_token} has the figures). Memory
-# does not depend on that: blocks of 16 take a few per cent more than what the tokens need.
+# A step of 64 sequences takes about as long as a step of one, with every cache: batching takes hardly any
+# more time here. Which cache is faster, the record does not show. The steps were called one by one from
+# Python, and in the same run the CPU's part of equal work varied more than twofold ({lesson:one_token} has
+# the figures). Memory does not depend on that: blocks of 16 take a few per cent more than what the tokens
+# need.
 
 # %% [markdown] name="replicate"
 # ## What would not replicate elsewhere, and what holds anyway
@@ -634,8 +706,8 @@ if recorded:
 #   worst-case reservation uses 4 %, and blocks of 16 leave a sixth of their slots empty.
 # - Steps are counted, not seconds. A step with 40 requests takes longer than one with 8; the paper measured 2
 #   to 4 times the throughput, and 20 to 26 % more time in the attention kernel itself.
-# - What holds: the bytes a token; that exact caches are exact; that a cache turns quadratic work into linear
-#   work; that only the last block of a sequence can be partly empty.
+# - What holds: the bytes a token; that exact caches are exact; that with a cache one more token costs one
+#   pass over one token; that only the last block of a sequence can be partly empty.
 #
 # ## Recap
 #
@@ -669,3 +741,6 @@ print(f"    In blocks of 16, {paged_usage.used:.1%} of all slots hold tokens; of
       f"{paged_usage.wasted:.1%} are empty (paper: under 4 %).")
 print(f"    {paged_usage.running:.0f} requests run at once, not {worst.running:.0f}; the trace takes "
       f"{worst.steps / paged_usage.steps:.1f} times fewer steps (paper: 2 to 4 times the throughput).")
+print(f"    That hides a price: {paged_usage.preemptions} times a request gave way, and "
+      f"{paged_usage.recomputed:,} tokens were read again,")
+print(f"    {paged_usage.recomputed / asked_for:.1f} times all prompts. Steps do not count that.")

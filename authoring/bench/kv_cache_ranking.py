@@ -17,8 +17,10 @@ TITLE = "SmolLM2 read through caches that forget or round: perplexity on 16,384 
 HELDOUT_TOKENS, WINDOW, CHUNK, RECENT = 16_384, 512, 64, 32
 EXACT = "exact"
 WINDOWS = {"window 64": (64, 0), "window 60 and 4 first tokens": (60, 4), "window 192": (192, 0)}
-ROUNDED = {f"{bits} bit, keys by {by}": (bits, by)
-           for bits, by in ((8, "channel"), (4, "channel"), (2, "channel"), (4, "token"), (2, "token"))}  # fmt: skip
+ROUNDED = {
+    f"{bits} bit, keys by {by}": (bits, by)
+    for bits, by in ((8, "channel"), (4, "channel"), (2, "channel"), (4, "token"), (2, "token"))
+}
 
 
 def bench() -> list[dict]:
