@@ -36,7 +36,7 @@ def test_without_a_divergence_the_text_itself_is_the_teacher():
         before = student(windows, labels=windows).loss.item()
     run = distill.heal(student, teacher, windows, steps=40, lr=1e-2, divergence=None)
     assert run.losses[0] == pytest.approx(before, rel=1e-5)  # transformers' own loss
-    assert run.losses[-1] < 0.8 * before
+    assert run.losses[-1] < 0.9 * before
 
 
 def test_healing_refuses_what_cannot_be_healed():
