@@ -227,7 +227,8 @@ if record is None:
     print("no recorded run yet: course bench distill_ablation makes one")
 else:
     print(records.provenance_line(record))
-    print(pd.DataFrame(record["results"]["rows"]).drop(columns="by seed").round(1).to_string(index=False))
+    shown = pd.DataFrame(record["results"]["rows"]).drop(columns="by seed", errors="ignore")
+    print(shown.round(1).to_string(index=False))
 
 # %% name="plot-ablation"
 if record is not None:
@@ -255,6 +256,9 @@ if record is not None:
 if record is not None:
     plain = rows["fine-tuned, labels", 3]
     for (what, count), row in rows.items():
+        if "by seed" not in plain:
+            print("This record kept no single runs, so nothing is compared: course bench distill_ablation")
+            break
         if count == 3 and row is not plain:
             compared = measure.compare(row["by seed"], plain["by seed"], higher_is_better=True, unit="points")
             print(compared.sentence(f"'{what}'", "'fine-tuned, labels'"))
