@@ -486,6 +486,8 @@ else:
             ("GPTQ, damping 0.01, natural order", "GPTQ, damping 0.01"),
             ("GPTQ, damping 0.01, + clip", "GPTQ, damping 0.01"),
         ):
+            if (name, bits) not in ranked:  # the order was tried at 4 bits only
+                continue
             a, b = ranked[name, bits], ranked[other, bits]
             print(f"{a.value:7.2f} against {b.value:6.2f}  {measure.compare(a, b).sentence(name, other)}")
 

@@ -1,4 +1,4 @@
-"""Heads, query heads, neurons or blocks: what costs the language model least at equal parameters?
+"""Heads, neurons or blocks: what costs the language model least at equal parameters?
 
 Each cut is paired with a cut of neurons that removes as many parameters, on the same text. Three stretches of
 calibration text choose what goes, so that a lucky choice shows.
@@ -18,7 +18,7 @@ from course_utils.prune import depth, structured
 TITLE = "SmolLM2 without heads, neurons or blocks, at equal parameters: perplexity on 16,384 held-out tokens"
 HELDOUT_TOKENS, WINDOW = 16_384, 512
 TEXTS, WINDOWS, LENGTH = 3, 4, 256  # calibration texts, windows in each, tokens of a window
-GROUPS, QUERIES, BLOCKS = "1 of 3 key-value heads", "1 of 3 query heads of a group", "3 of 30 blocks"
+GROUPS, BLOCKS = "1 of 3 key-value heads", "3 of 30 blocks"
 NEURONS = "neurons, as many parameters as "
 
 
@@ -57,13 +57,10 @@ def _cuts(model: torch.nn.Module, windows: Tensor) -> dict[str, Callable[[], Non
 
     kv_heads = model.config.num_key_value_heads
     groups = structured.kept_in_each(structured.head_gradient(model, texts, loss), kv_heads - 1)
-    query_scores = structured.head_gradient(model, texts, loss, query_heads=True)
-    queries = structured.kept_in_groups(query_scores, kv_heads, 2)
     neurons = structured.neuron_importance(model, lambda: [model.base_model(text) for text in texts])
     lowest = depth.influences(model, windows).argsort(stable=True).tolist()[:3]
     cuts = {
         GROUPS: lambda: structured.keep_heads(model, groups),
-        QUERIES: lambda: structured.keep_query_heads(model, queries),
         BLOCKS: lambda: depth.remove_blocks(model, lowest),
     }
     for name, cut in list(cuts.items()):

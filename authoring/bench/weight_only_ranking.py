@@ -22,7 +22,7 @@ LOW, HIGH, GPTQ_CLIP = "GPTQ, damping 0.01", "GPTQ, damping 0.2", "GPTQ, damping
 NATURAL, HQQ = "GPTQ, damping 0.01, natural order", "HQQ"
 METHODS = {
     4: (RTN, LOW, HIGH, BOTH, GPTQ_CLIP, NATURAL),
-    3: (RTN, RTN_CLIP, SCALE, CLIP, BOTH, MIXED, LOW, HIGH, GPTQ_CLIP, NATURAL, HQQ),
+    3: (RTN, RTN_CLIP, SCALE, CLIP, BOTH, MIXED, LOW, HIGH, GPTQ_CLIP, HQQ),
 }
 GPTQ = {
     LOW: {"order": "activation", "static_groups": True},
