@@ -577,9 +577,9 @@ measure.table({name: rows[name] | measure.compare(quality[name], quality["nothin
 
 # %% [markdown] name="same-size-record-text"
 # The four do not remove equally much, the text has 512 tokens, and what goes was chosen on one piece of
-# calibration text. So the course keeps a fairer measurement: 16,384 held-out tokens, three calibration texts,
-# and for two of the cuts another one that takes away *as many parameters* in neurons. Each pair is compared window
-# by window. `course bench structured_ranking` repeats it.
+# calibration text. So the course keeps a fairer measurement: 16,384 held-out tokens, three calibration
+# texts, and for two of the cuts another one that takes away *as many parameters* in neurons. Each pair is
+# compared window by window. `course bench structured_ranking` repeats it.
 
 # %% name="same-size-record"
 record = records.load("bench_structured_ranking")
