@@ -248,9 +248,9 @@ if record is not None:
                            for n, m, h in zip(names, means, halves, strict=True)) + ".")  # fmt: skip
 
 # %% [markdown] name="ablation-verdict-text"
-# Two intervals that overlap settle nothing. Run *i* of every method had the same seed, so the same sentences
-# in the same order: the runs are compared in pairs. With three pairs the interval of their difference is
-# wide, 4.3 standard errors to either side.
+# Two intervals that overlap settle nothing. Run *i* of every method had the same seed, so in one stage the
+# same sentences in the same order: the runs are compared in pairs. With three pairs the interval of their
+# difference is wide, 4.3 standard errors to either side.
 
 # %% name="ablation-verdict"
 if record is not None:

@@ -389,8 +389,8 @@ plots.show(
 )
 
 # %% [markdown] name="permuted-text"
-# No barrier. The loss even sags *below* the straight line, on both domains. And the crosses lie on the line:
-# SLERP is LERP here. How the model half-way compares with each specialist, on its domain and on the other's,
+# A barrier would be a hill between the ends, above the dotted line. And the crosses lie on the line: SLERP is
+# LERP here. How the model half-way compares with each specialist, on its domain and on the other's,
 # stands below the losses.
 #
 # ## When it fails
@@ -743,11 +743,10 @@ else:
     print("It is not shown that this model gained on films and lost on Wikipedia: no half-way between them.")
 
 # %% [markdown] name="lm-why"
-# Half-way is far more than half. Both curves bend the right way. On film reviews the first steps away from
-# the original bring most, and the last quarter next to nothing. On Wikipedia it is the other way round. The
-# original was trained on much text of that kind, so it lies near the bottom of a valley, and a valley is
-# flat at its bottom: twice as far costs four times as much, or more. So a place in between keeps most of the
-# gain for a small part of the price.
+# Why need half-way not be half? The original was trained on much text of the kind of Wikipedia, so it lies
+# near the bottom of a valley of that loss, and a valley is flat at its bottom: twice as far costs four
+# times as much, or more. On film reviews it lies on a slope, where the first steps bring most. Then a place
+# in between keeps more of the gain than of the loss. The lines above say whether it does here.
 #
 # The angle is so small that all six matrices went by LERP: `slerp` was a name only.
 
