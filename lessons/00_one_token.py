@@ -725,7 +725,7 @@ results, alike = {"FP32": measure.perplexity(model, text, window=256)}, {}
 for label, rounding in ROUNDINGS.items():
     round_blocks(changed, rounding)
     results[label] = measure.perplexity(changed, text, window=256)
-    alike[label] = measure.likeness(changed, model, text, window=128)
+    alike[label] = measure.likeness(changed, model, text[:1024], window=128)
     measure.release_memory()
 for label, result in results.items():
     print(f"{label:10} {result}")
