@@ -462,9 +462,9 @@ axis.set(ylabel="perplexity", title=f"held-out Wikipedia text, {len(text):,} tok
 plots.show(fig, "Perplexity as bars: " + ", ".join(f"{n} {p.value:.1f}" for n, p in perplexity.items()) + ".")
 
 # %% [markdown] name="healing-record-text"
-# 36 steps and 2,048 tokens do not rank three losses. The course keeps a run of 64 steps for each, measured
-# on 16,384 held-out tokens (`course bench healing`). All three read the same windows in the same order.
-# That is one order: how much another one would change was not measured.
+# 36 steps and 2,048 tokens do not rank three losses. The course keeps a run of 64 steps for each, measured on
+# 16,384 held-out tokens (`course bench healing`). All three read the same windows in the same order. That is
+# one order: how much another one would change was not measured.
 
 # %% name="healing-record"
 record = records.load("bench_healing")
@@ -475,8 +475,9 @@ else:
     healed = {row["what"]: measure.Perplexity(**row["result"]) for row in record["results"]["rows"]}
     for name, result in healed.items():
         print(f"{name:14} perplexity {result.value:.2f}")
+    cut = healed["3 blocks fewer"]
     for name in ("forward KL", "reverse KL", "next token"):
-        print(measure.compare(healed[name], healed["3 blocks fewer"]).sentence(f"Healed by {name}, it", "cut"))
+        print(measure.compare(healed[name], cut).sentence(f"Healed by {name}, the model", "cut"))
     for name, other in (("forward KL", "next token"), ("reverse KL", "next token"),
                         ("forward KL", "reverse KL")):  # fmt: skip
         print(measure.compare(healed[name], healed[other]).sentence(name, other))
