@@ -72,15 +72,15 @@ class Comparison:
             return f"{first} is {self.verdict} than {second}: {self.figures()}"
         return f"No difference is shown between {first} and {second}: {self.figures()}"
 
-    def row(self) -> dict[str, float | str]:
-        """The figures as columns of `measure.table`.
+    def row(self) -> dict[str, str]:
+        """The figures as columns of `measure.table`, as texts: a tiny difference keeps its digits.
 
         Returns:
             Column -> value.
         """
         return {
-            f"difference ({self.unit})": round(self.difference, 4),
-            "standard error": round(self.error, 4),
+            f"difference ({self.unit})": f"{self.difference:+.{2 if self.error < 1e-4 else 4}g}",
+            "standard error": f"{self.error:.2g}",
             "verdict": self.verdict,
         }
 

@@ -158,6 +158,6 @@ def test_a_ranking_compares_each_result_with_the_reference():
     a, b = two_models(noise=0.01)
     shown = measure.ranking({"full": b, "rounded": a}, "full")
     assert list(shown["verdict"]) == ["the reference", WORSE]
-    assert shown.loc["rounded", "difference (nats a token)"] == pytest.approx(a.nll - b.nll, abs=1e-4)
+    assert float(shown.loc["rounded", "difference (nats a token)"]) == pytest.approx(a.nll - b.nll, abs=1e-4)
     with pytest.raises(ValueError, match="no result 'none'"):
         measure.ranking({"full": b}, "none")
