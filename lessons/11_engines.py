@@ -193,7 +193,8 @@ else:
 found
 
 # %% [markdown] name="record-reading"
-# What to see:
+# What to see in one run on one machine. The rows differ in more than the engine: "INT4" files read different
+# numbers of bytes, so a row says what this file in this engine does, not which program is the faster one.
 #
 # - The engines with kernels for packed 4-bit weights write fastest: ExecuTorch (made for phones), ONNX
 #   Runtime and llama.cpp. INT4 alone is not enough: OpenVINO hardly gains from it over INT8.
@@ -211,7 +212,7 @@ found
 # - A trap that this column shows and speed does not: on a processor without VNNI instructions, ONNX Runtime
 #   adds products of 8-bit numbers in 16 bits, which overflow. Our first INT8 file wrote nonsense there, at
 #   full speed. Ours now uses 7 of the 8 bits (`reduce_range`).
-# - llama.cpp's 4 bits agree best of all 4-bit engines, and that is no merit: our FP32 model *was* unpacked
+# - That llama.cpp's 4 bits agree so closely is no merit: our FP32 model *was* unpacked
 #   from its file. The others round these weights a second time. With another reference the column would look
 #   different, so always ask: agreement with what?
 
@@ -356,8 +357,9 @@ if batches:
 #
 # - The ranking. It changes with the processor's instructions, with the number of cores, with the length of
 #   the prompt and of the answer, and with each version of each engine.
-# - What holds: nobody beats the memory; an engine that reads packed 4-bit weights has the higher limit; a
-#   graph without a cache does quadratic work; and the figure that comes without agreement is half a figure.
+# - What holds: no engine reads faster than the memory delivers; one that reads packed 4-bit weights has the
+#   higher limit; a graph without a cache does quadratic work; and the figure that comes without agreement
+#   is half a figure.
 #
 # ## Recap
 #
