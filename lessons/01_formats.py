@@ -605,6 +605,8 @@ else:
         print(measure.compare(ranked[name], ranked[other]).sentence(name, other))
 
 # %% [markdown] name="every-format-explained"
+# - A difference that is shown need not matter: the error can be so small that even a ten-thousandth of a nat
+#   stands out. Read the size first, then the verdict.
 # - FP4 alone destroys the model. Most weights became zero, all others 0.5 or more. The scale makes the
 #   difference, not the four bits.
 # - E4M3 is a floating-point format: its steps are relative already, so dividing by a scale moves a weight

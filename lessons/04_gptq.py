@@ -486,17 +486,16 @@ else:
             ("GPTQ, damping 0.01, natural order", "GPTQ, damping 0.01"),
             ("GPTQ, damping 0.01, + clip", "GPTQ, damping 0.01"),
         ):
-            if (name, bits) not in ranked:  # the order was tried at 4 bits only
+            if (name, bits) not in ranked:  # order and damping were tried at 4 bits only
                 continue
             a, b = ranked[name, bits], ranked[other, bits]
             print(f"{a.value:7.2f} against {b.value:6.2f}  {measure.compare(a, b).sentence(name, other)}")
 
 # %% name="ranking-damping"
 if ranked:
-    verdicts = {measure.compare(ranked["GPTQ, damping 0.2", bits], ranked["GPTQ, damping 0.01", bits]).verdict
-                for bits in (4, 3)}  # fmt: skip
+    more = measure.compare(ranked["GPTQ, damping 0.2", 4], ranked["GPTQ, damping 0.01", 4])
     print("The layer's error on new text asked for more damping. The model's perplexity "
-          + ("agrees." if verdicts == {"better"} else "does not bear that out: the layer misled us."))
+          + ("agrees." if more.verdict == "better" else "does not bear that out: the layer misled us."))
 
 # %% [markdown] name="tools-text"
 # The error of single layers guides to big differences, and may mislead about small ones: what one layer gets

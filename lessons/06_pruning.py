@@ -522,7 +522,8 @@ for format in ("bitmask", "2:4"):
 #   line of GB/s says how much of it each of them reaches.
 # - With 64 tokens each weight is used 64 times. Then arithmetic counts, and there a dense product loads many
 #   neighbours at once while CSR picks inputs one by one. So CSR needs more zeros before it is the faster one.
-# - Up to the knees above the gain is small or none. And it is one against dense FP32: beside dense BF16, at 2
+# - A matrix with few values left may fit into the processor's caches. Then its GB/s can exceed the memory's.
+# - Any gain here is one against dense FP32: beside dense BF16, at 2
 #   bytes a weight, the bytes of this kernel break even at 75 %.
 # - Bitmask and 2:4 have no kernel in torch on a CPU. To unpack first, in torch operations, takes far longer
 #   than the product. These formats save memory on disk, not time.

@@ -237,7 +237,6 @@ plots.show(
 # see that two heads do the same work: alone each is dispensable, together they are not. So try it: remove
 # heads in the order of each ranking, lowest first, and in random order. One head stays in each block, so
 # that there is something left to look at.
-
 #
 # A fourth order follows the paper to the letter. A gradient grows or shrinks from layer to layer, so the
 # heads of two layers are hard to compare. Michel and others divide the scores of each layer by their length,
@@ -564,16 +563,15 @@ def row():
     config, quality = model.config, measure.perplexity(model, heldout, window=256, batch_size=1)
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2
     return {"parameters (M)": round(model.num_parameters() / 1e6, 1),
-            "KV cache (B a token, 16 bit)": cache, "perplexity": round(quality.value, 1)}, quality
+            "KV cache (B a token, 16 bit)": cache, "perplexity": round(quality.value, 1)}  # fmt: skip
 
 
-rows, quality = {}, {}
-rows["nothing"], quality["nothing"] = row()
+rows = {"nothing": row()}
 for name, cut in cuts.items():
     with structured.putting_back(model):
         cut()
-        rows[name], quality[name] = row()
-measure.table({name: rows[name] | measure.compare(quality[name], quality["nothing"]).row() for name in cuts})
+        rows[name] = row()
+measure.table(rows)
 
 # %% [markdown] name="same-size-record-text"
 # The four do not remove equally much, the text has 512 tokens, and what goes was chosen on one piece of
@@ -600,7 +598,7 @@ else:
                   "nats a token")  # fmt: skip
 
 # %% [markdown] name="same-size-why-text"
-# The two ways to cut heads leave six query heads both times, and yet they are far apart. Why? The importance
+# The two ways to cut heads leave six query heads both times. Do they cost the same? The importance
 # by gradient should tell: how much of it did each take away? And what do the two cuts cost if they are made
 # in the first two blocks only?
 
@@ -618,11 +616,11 @@ for name, stay in ((GROUPS, of_groups), (QUERIES, kept.get("queries"))):
           f"in two blocks only, perplexity {ratio:.2f} times")  # fmt: skip
 
 # %% [markdown] name="same-size-reading"
-# Added up, the importances say nothing: they are about equal. A gradient knows what a small change of one
-# gate does, not what remains when 90 heads are gone at once. The first two blocks say more: there the two
-# cuts part already. Where a head that matters sits in every group, the second cut has to take one. That is an
-# explanation which fits; it was not tested by itself. Nor was it tested why neurons come out as they do in
-# the recorded pairs. They leave the widest choice, one of 1,536 places in each block instead of one of 3.
+# A gradient knows what a small change of one gate does, not what remains when 90 heads are gone at once. So
+# compare the two lines: how much importance went, and what the first two blocks alone did. Where a head
+# that matters sits in every group, the second cut has to take one. That is an explanation which fits; it
+# was not tested by itself. Nor was it tested why neurons come out as they do in the recorded pairs. They
+# leave the widest choice, one of 1,536 places in each block instead of one of 3.
 #
 # Only the first cut makes the KV cache much smaller (three blocks less make it smaller by a tenth). And the
 # time? Each number below is the fastest of a few passes.
@@ -707,7 +705,7 @@ print(f"Each block removed takes away {100 * block_size / whole:.1f} % of the pa
       f"and multiplies the perplexity by {growth:.2f} on average.")  # fmt: skip
 
 # %% [markdown] name="layers-reading"
-# The savings add up, the costs multiply. (Not evenly, as the curve shows.)
+# The savings add up, the costs multiply, though not evenly, as the curve shows.
 # ShortGPT reports that Llama-2-13B without 10 of its 40 layers drops from 55.0 to 52.2 on MMLU, a test of
 # multiple-choice questions. Small models have no layers to spare,
 # and perplexity is a sterner judge than multiple choice; ShortGPT too finds that generation suffers more.
@@ -785,7 +783,7 @@ folder.cleanup()
 #   machine, so your counts differ from ours by a few.
 # - The speed-ups depend on the machine: matrices that were small before gain less from getting smaller.
 # - What holds: a model with silenced parts and a model without them give the same answers. Parameters
-#   fall by exactly what was cut. Only cut parts save time and memory. Damage grows faster than savings.
+#   fall by exactly what was cut. Only cut parts save time and memory.
 #
 # ## Recap
 #

@@ -248,9 +248,9 @@ if record is not None:
                            for n, m, h in zip(names, means, halves, strict=True)) + ".")  # fmt: skip
 
 # %% [markdown] name="ablation-verdict-text"
-# Two intervals that overlap settle nothing. Run *i* of every method had the same seed, so the same sentences
-# in the same order: the runs are compared in pairs. With three pairs the interval of their difference is
-# wide, 4.3 standard errors to either side.
+# Two intervals that overlap settle nothing. Run *i* of every method had the same seed, so in one stage the
+# same sentences in the same order: the runs are compared in pairs. With three pairs the interval of their
+# difference is wide, 4.3 standard errors to either side.
 
 # %% name="ablation-verdict"
 if record is not None:
@@ -462,8 +462,9 @@ axis.set(ylabel="perplexity", title=f"held-out Wikipedia text, {len(text):,} tok
 plots.show(fig, "Perplexity as bars: " + ", ".join(f"{n} {p.value:.1f}" for n, p in perplexity.items()) + ".")
 
 # %% [markdown] name="healing-record-text"
-# One order of the windows and 2,048 tokens do not rank three losses. The course keeps a run of 64 steps with
-# three orders of the windows each, measured on 16,384 held-out tokens (`course bench healing`).
+# 36 steps and 2,048 tokens do not rank three losses. The course keeps a run of 64 steps for each, measured on
+# 16,384 held-out tokens (`course bench healing`). All three read the same windows in the same order. That is
+# one order: how much another one would change was not measured.
 
 # %% name="healing-record"
 record = records.load("bench_healing")
@@ -471,18 +472,15 @@ if record is None:
     print("no recorded run yet: course bench healing makes one")
 else:
     print(records.provenance_line(record))
-    runs = {}  # loss -> perplexities, one for each seed
-    for row in record["results"]["rows"]:
-        runs.setdefault(row["what"], []).append(measure.Perplexity(**row["result"]))
-    for name, found in runs.items():
-        print(f"{name:14} perplexity {', '.join(f'{p.value:.2f}' for p in found)}")
-    nll = {name: [p.nll for p in found] for name, found in runs.items()}
-    cut = runs["3 blocks fewer"][0]
+    healed = {row["what"]: measure.Perplexity(**row["result"]) for row in record["results"]["rows"]}
+    for name, result in healed.items():
+        print(f"{name:14} perplexity {result.value:.2f}")
+    cut = healed["3 blocks fewer"]
     for name in ("forward KL", "reverse KL", "next token"):
-        print(measure.compare(runs[name][0], cut).sentence(f"Healed by {name} (seed 0), the model", "cut"))
+        print(measure.compare(healed[name], cut).sentence(f"Healed by {name}, the model", "cut"))
     for name, other in (("forward KL", "next token"), ("reverse KL", "next token"),
                         ("forward KL", "reverse KL")):  # fmt: skip
-        print(measure.compare(nll[name], nll[other], unit="nats a token").sentence(name, other))
+        print(measure.compare(healed[name], healed[other]).sentence(name, other))
 
 # %% [markdown] name="elsewhere"
 # ## What would not replicate, and what holds anyway

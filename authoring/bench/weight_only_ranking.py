@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from authoring.bench import resume
 from course_utils import data, measure, models
-from course_utils.quantize import affine, awq, gptq, hqq, layerwise
+from course_utils.quantize import affine, awq, gptq, layerwise
 from course_utils.quantize.affine import Scheme
 
 TITLE = "Weight-only methods, groups of 64 with zero points: perplexity on 16,384 held-out tokens"
@@ -19,10 +19,10 @@ HELDOUT_TOKENS, CALIBRATION_TOKENS, WINDOW = 16_384, 8192, 512
 FP32, RTN, RTN_CLIP, MIXED = "FP32", "rounding", "rounding + clip", "1 % of the channels in 16 bits"
 SCALE, CLIP, BOTH = "AWQ scale", "AWQ clip", "AWQ scale + clip"
 LOW, HIGH, GPTQ_CLIP = "GPTQ, damping 0.01", "GPTQ, damping 0.2", "GPTQ, damping 0.01, + clip"
-NATURAL, HQQ = "GPTQ, damping 0.01, natural order", "HQQ"
+NATURAL = "GPTQ, damping 0.01, natural order"
 METHODS = {
     4: (RTN, LOW, HIGH, BOTH, GPTQ_CLIP, NATURAL),
-    3: (RTN, RTN_CLIP, SCALE, CLIP, BOTH, MIXED, LOW, HIGH, GPTQ_CLIP, HQQ),
+    3: (RTN, RTN_CLIP, SCALE, CLIP, BOTH, MIXED, LOW, GPTQ_CLIP),
 }
 GPTQ = {
     LOW: {"order": "activation", "static_groups": True},
@@ -64,11 +64,9 @@ def quantize(model: nn.Module, method: str, scheme: Scheme, text: Tensor) -> Non
     """
     if method == RTN:
         layerwise.round_to_nearest(model, scheme)
-    elif method in (RTN_CLIP, HQQ):
+    elif method == RTN_CLIP:
         for linear in layerwise.block_linears(model).values():
-            weight = linear.weight.detach()
-            linear.weight.data.copy_(hqq.hqq_fake_quantize(weight, scheme) if method == HQQ
-                                     else affine.fake_quantize(weight, scheme, clip_search=True))
+            linear.weight.data.copy_(affine.fake_quantize(linear.weight.detach(), scheme, clip_search=True))
     elif method == MIXED:
         awq.keep_salient(model, awq.model_importance(model, text), scheme)
     elif method in GPTQ:
