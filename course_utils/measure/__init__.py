@@ -15,6 +15,7 @@ from course_utils.measure.quality import (
     Accuracy,
     Perplexity,
     accuracy,
+    accuracy_of_answers,
     check_causal,
     check_text,
     evaluating,
@@ -33,12 +34,14 @@ from course_utils.measure.speed import (
     matmul_speed,
     synchronize,
 )
+from course_utils.measure.zero_shot import LastWords, last_word_accuracy, last_words
 
 __all__ = [
     "Accuracy",
     "Bandwidth",
     "Comparison",
     "GenerationSpeed",
+    "LastWords",
     "Latency",
     "Likeness",
     "MachineCard",
@@ -47,6 +50,7 @@ __all__ = [
     "Perplexity",
     "WeightBytes",
     "accuracy",
+    "accuracy_of_answers",
     "bandwidth",
     "check_causal",
     "check_text",
@@ -54,6 +58,8 @@ __all__ = [
     "evaluating",
     "frequent_collection",
     "generation_speed",
+    "last_word_accuracy",
+    "last_words",
     "latency",
     "likeness",
     "machine_card",

@@ -349,10 +349,22 @@ def accuracy(predictions: torch.Tensor | Sequence[int], labels: torch.Tensor | S
     if low < 0 or high >= classes:
         raise ValueError(f"labels run from {low} to {high}: a class is a number from 0"
                          + (f" to {classes - 1}" if classes < math.inf else ""))
-    right = predictions.to(labels.device) == labels
-    correct = int(right.sum())
+    return accuracy_of_answers((predictions.to(labels.device) == labels).tolist(), labels)
+
+
+def accuracy_of_answers(right: Sequence[bool], examples: torch.Tensor) -> Accuracy:
+    """The accuracy of answers that are judged already.
+
+    Args:
+        right: [n], whether each answer is right; n at least 1.
+        examples: integer tensor, what was asked, so that only answers to the same can be paired.
+
+    Returns:
+        The share and its interval.
+    """
+    correct, n = sum(right), len(right)
     low, high = _wilson(correct, n)
-    return Accuracy(correct / n, low, high, correct, n, tuple(right.tolist()), _digest(labels))
+    return Accuracy(correct / n, low, high, correct, n, tuple(right), _digest(examples))
 
 
 def _wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
