@@ -127,7 +127,8 @@ def compare(
 
     - Two perplexities of one text: the mean difference in nats a token, by window, with a t interval.
     - Two accuracies on the same examples: only the examples that one of them alone got right tell anything.
-      Verdict by McNemar's exact test (Q. McNemar, Psychometrika 12, 1947).
+      Verdict by McNemar's exact test (Q. McNemar, Psychometrika 12, 1947); the interval is the usual
+      approximation by a normal distribution, so at the border the two may disagree: the test decides.
     - Two lists of numbers, one for each training run, of which run i of both had the same seed (or one for
       each row of a matrix, or whatever belongs together in pairs): the mean difference with a t interval.
 
