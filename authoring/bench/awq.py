@@ -5,8 +5,8 @@ are measured by the same code in FP32. Both searches see all calibration tokens.
 GPTQModel's clip search multiplies element by element: on a CPU that is slow, and grows with the tokens. CPU
 seconds are given beside wall seconds: they hold on a machine that is not quiet.
 
-GPTQModel's factor is s = a^r / w^(1 - r), with w the size of the weights of a channel; ours is a^r. One row of
-ours is AWQ with that term, another is without clipping: each is compared with GPTQModel window by window.
+GPTQModel's factor is s = a^r / w^(1 - r), with w the size of the weights of a channel; ours is a^r. One row
+of ours is with that term, another without clipping: each is compared with GPTQModel window by window.
 """
 
 import gc
@@ -99,7 +99,8 @@ def divide_by_weight_size(model: nn.Module, scheme: Scheme) -> None:
     """Fold 1 / w into every place that AWQ scales, in place; the model computes what it did.
 
     w is a channel's mean of |weight| / (largest |weight| of its group). The layers then read a * w, so AWQ's
-    own factor (a w)^r and this one together are a^r / w^(1 - r): GPTQModel's.
+    own factor (a w)^r and this one together are a^r / w^(1 - r): GPTQModel's. Plain rounding is then not
+    among the trials, as it is not among GPTQModel's.
 
     Args:
         model: a causal language model with Llama's blocks.
