@@ -484,6 +484,7 @@ else:
             ("GPTQ, damping 0.01", "rounding"),
             ("GPTQ, damping 0.2", "GPTQ, damping 0.01"),
             ("GPTQ, damping 0.01, natural order", "GPTQ, damping 0.01"),
+            ("GPTQ, damping 0.01, natural order", "rounding"),
             ("GPTQ, damping 0.01, + clip", "GPTQ, damping 0.01"),
         ):
             if (name, bits) not in ranked:  # order and damping were tried at 4 bits only
