@@ -410,14 +410,14 @@ plots.show(
 # calibration text (`course bench weight_only_ranking`).
 
 # %% name="two-by-two"
-record = records.load("bench_weight_only_ranking")
-ranked = {}
-if record is None:
+larger = records.load("bench_weight_only_ranking")
+ranked, four = {}, {}  # method -> perplexity, at 3 and at 4 bits
+if larger is None:
     print("no recorded run yet: course bench weight_only_ranking makes one")
 else:
-    print(records.provenance_line(record))
-    ranked = {row["method"]: measure.Perplexity(**row["result"]) for row in record["results"]["rows"]
-              if row["bits"] == 3}  # fmt: skip
+    print(records.provenance_line(larger))
+    ranked, four = ({row["method"]: measure.Perplexity(**row["result"]) for row in larger["results"]["rows"]
+                     if row["bits"] == bits} for bits in (3, 4))  # fmt: skip
     print("perplexity at 3 bits        not clipped   clipped")
     for label, plain, with_clip in (("not scaled", "rounding", "AWQ clip"),
                                     ("scaled", "AWQ scale", "AWQ scale + clip")):  # fmt: skip
@@ -583,8 +583,6 @@ measure.table(table) if table else print("nothing recorded")
 
 # %% name="order"
 if ranked:
-    four = {row["method"]: measure.Perplexity(**row["result"]) for row in record["results"]["rows"]
-            if row["bits"] == 4}  # fmt: skip
     for name in sorted(ranked, key=lambda name: ranked[name].nll):
         print(f"3 bits  {name:33} {ranked[name].value:8.2f}")
     print()
