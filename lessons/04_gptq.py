@@ -171,6 +171,7 @@ row_error = {order: [] for order in ("round to nearest", "greedy", "natural")}
 for name in (QUERY, GATE):
     weight = LAYERS[name].weight.detach().cpu()
     some[name] = weight[torch.linspace(0, len(weight) - 1, ROWS).long()].clone()
+    del weight  # held by a variable, one weight keeps the memory of the whole model
     H = on_calibration[4096][name].cpu()
     damped = H + 0.01 * H.diagonal().mean() * torch.eye(len(H))
     found = {"round to nearest": affine.fake_quantize(some[name], scheme)}
@@ -573,7 +574,8 @@ for version in checkpoint.FORMATS:
 
 # %% [markdown] name="save-text"
 # Now write the model we quantized, and load it with transformers (which calls GPTQModel). Does it say the
-# same?
+# same? GPTQModel packs the weights anew when it loads them, which takes much memory for a moment. So that
+# comparison loads the first blocks only, in both.
 
 # %% name="save"
 with tempfile.TemporaryDirectory() as place:
@@ -588,12 +590,16 @@ with tempfile.TemporaryDirectory() as place:
     again, _ = checkpoint.load(folder)
     with torch.inference_mode():
         own_reader = again.to(DEVICE)(prompt.to(DEVICE)).logits.cpu()
+        blocks = max(1, len(shapes.block_list(again)) // 3)
+        del shapes.block_list(again)[blocks:]
+        first_blocks = again(prompt.to(DEVICE), use_cache=False).logits.float().cpu()
     del again
     measure.release_memory()
     loaded = importlib.util.find_spec("gptqmodel") is not None
     if loaded:
         with capture_output():  # it tells much about itself
-            their_model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            their_model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, num_hidden_layers=blocks)  # fmt: skip
             for layer in shapes.block_list(their_model):  # the first pass packs weights anew, leaves holes
                 layer.register_forward_hook(lambda *_: measure.release_memory(garbage=False))
             with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
@@ -607,11 +613,10 @@ print(f"largest difference between our model and our reader: {(own_reader - ours
 # %% name="save-theirs" timing=true
 print(f"model.safetensors: {file_bytes / 1e6:.0f} MB, its embedding in FP32")
 if loaded:
-    agree = (theirs.argmax(-1) == ours.argmax(-1)).float().mean().item()
-    off = (theirs - ours).abs().mean() / ours.abs().mean()
-    print(f"transformers reads the layers as {kind} and predicts the same token at {agree:.1%} of "
-          f"{prompt.numel()} places;")
-    print(f"its logits are off by {off:.2%} on average: its kernel computes in half precision.")
+    off = (theirs - first_blocks).abs().mean() / first_blocks.abs().mean()
+    print(f"transformers reads the layers as {kind};")
+    print(f"after {blocks} blocks its logits are off by {off:.2%} on average: its kernel computes in half "
+          "precision.")
 
 # %% [markdown] name="replicate"
 # ## What would not replicate elsewhere, and what holds anyway
