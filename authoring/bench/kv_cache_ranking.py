@@ -19,7 +19,7 @@ EXACT = "exact"
 WINDOWS = {"window 64": (64, 0), "window 60 and 4 first tokens": (60, 4), "window 192": (192, 0)}
 ROUNDED = {
     f"{bits} bit, keys by {by}": (bits, by)
-    for bits, by in ((8, "channel"), (4, "channel"), (2, "channel"), (4, "token"), (2, "token"))
+    for bits, by in ((8, "channel"), (4, "channel"), (2, "channel"), (2, "token"))
 }
 
 
