@@ -218,8 +218,8 @@ measure.table(accuracy)
 
 # %% [markdown] name="ablation-text"
 # One seed and so few sentences do not rank methods. The course keeps a run of more steps with three seeds,
-# measured on all 2,014 held-out sentences, which `course bench distill_ablation` repeats on your machine. Its
-# intervals are those of the mean over the seeds.
+# which `course bench distill_ablation` repeats on your machine. Its intervals are those of the mean over
+# the seeds.
 
 # %% name="ablation"
 record = records.load("bench_distill_ablation")
@@ -436,7 +436,7 @@ for name, value in perplexity.items():
     print(f"{name:20} {value}")
 
 # %% name="lm-heal" tolerance=0.05 atol=6
-LM_STEPS, curves = 36, {}
+LM_STEPS, curves = 28, {}
 for name, divergence in (
     ("forward KL", distill.kd_loss), ("reverse KL", distill.reverse_kl), ("next token", None)
 ):  # fmt: skip
@@ -462,7 +462,7 @@ axis.set(ylabel="perplexity", title=f"held-out Wikipedia text, {len(text):,} tok
 plots.show(fig, "Perplexity as bars: " + ", ".join(f"{n} {p.value:.1f}" for n, p in perplexity.items()) + ".")
 
 # %% [markdown] name="healing-record-text"
-# 36 steps and 2,048 tokens do not rank three losses. The course keeps a run of 64 steps for each, measured on
+# 28 steps and 2,048 tokens do not rank three losses. The course keeps a run of 64 steps for each, measured on
 # 16,384 held-out tokens (`course bench healing`). All three read the same windows in the same order. That is
 # one order: how much another one would change was not measured.
 

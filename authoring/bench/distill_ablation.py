@@ -51,7 +51,8 @@ def bench() -> list[dict]:
         One row for the teacher and for each kind of student, see `row`.
     """
     kept = records.load(NAME)
-    rows = kept["results"]["rows"] if kept else []
+    known = kept["results"]["rows"] if kept else []
+    rows = [row for row in known if row["sentences"] == HELDOUT and "by seed" in row]
     done = {(row["what"], row["layers"]) for row in rows}
     missing = [run for run in runs() if run not in done]
     if missing:
