@@ -729,7 +729,7 @@ plots.show(
     f"{perplexity['Wikipedia'][2]:.1f}.",
 )
 
-# %% name="lm-reading" atol=15
+# %% name="lm-reading" timing=true
 for kind, results in scored.items():
     print(measure.compare(results[2], results[0]).sentence(f"On {kind}, half-way", "the original"))
     print(measure.compare(results[-1], results[2]).sentence(f"On {kind}, the copy", "half-way"))
