@@ -616,9 +616,9 @@ else:
 #   Bits per weight are part of the comparison: INT4 and MXFP4 have 4.25, NF4 and NVFP4 4.5.
 # - This model is small. The larger a model, the less it loses at 4 bits: {lesson:gptq} has the figures.
 #
-# Is it this model that makes E4M3 so indifferent to a scale? The median size of its weights is large, about
-# 0.1; many models have weights that spread by 0.02 only. Shrink the weights of one matrix, and see whom it
-# hurts. E4M3's subnormal numbers begin below 2^-6 = 0.016.
+# Is it this model that makes E4M3 so indifferent to a scale? Its weights are large: the first line below
+# has their spread as it is. Many models have weights that spread by 0.02 only. Shrink the weights of one
+# matrix, and see whom it hurts. E4M3's subnormal numbers begin below 2^-6 = 0.016.
 
 # %% name="smaller-weights" tolerance=0.03
 w = weights[layer].float()

@@ -479,8 +479,9 @@ for setting in SETTINGS:
 # Is that the last word on QAT? 16 steps are few, and one run is one run: with another order of the sentences
 # it ends elsewhere. The course keeps a longer measurement: 128 steps of 16 sentences, a quarter of a pass
 # over the training sentences, at a learning rate of 0.0001, each setting with four **seeds** (orders of the
-# sentences and dropout), measured on all 2,014 held-out sentences. `course bench qat` runs it on your
-# machine.
+# sentences and dropout), measured on all 2,014 held-out sentences. The intervals below say how far another
+# order of the training sentences might lead; how far other *held-out* sentences might, they do not say.
+# `course bench qat` runs it on your machine.
 #
 # It asks three more things. Does the starting scale still matter after training? What do the same steps do
 # for FP32 itself? And are labels needed? In the setting *taught by FP32* nobody says what is right: the

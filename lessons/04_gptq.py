@@ -621,6 +621,8 @@ if loaded:
 # %% [markdown] name="replicate"
 # ## What would not replicate elsewhere, and what holds anyway
 #
+# - The interval of C4 counts rows. They come from two layers of one block, and the rows of a layer share
+#   their inputs: it says how rows differ, not how layers or models do.
 # - How much GPTQ gains depends on the model and the text. Large models have more room, and tools use
 #   sixty times as much calibration text. OPT-125M in the paper, 4 bits per channel: 27.66, rounded 37.28,
 #   GPTQ 31.12 (WikiText-2, arXiv 2210.17323).

@@ -417,6 +417,11 @@ def _squared(a, b, tokens):
     return mean, error**2
 
 
+def _half_interval(a, b, tokens):
+    mean, error = measure.paired_difference(a, b, tokens)
+    return mean, 1.96 * error
+
+
 PAIRED_DIFFERENCE = Exercise(
     reference=measure.paired_difference,
     cases=_window_cases,
@@ -433,6 +438,7 @@ PAIRED_DIFFERENCE = Exercise(
                 "the sum of the tokens.", _mean_of_windows),
         Mistake("b - a instead of a - b.", _other_way),
         Mistake("the square root is missing: that is the variance.", _squared),
+        Mistake("half of a 95 % interval. Asked is one standard error, not 1.96 of them.", _half_interval),
     ],
     hint="Make a list of the differences first, one for each window. What is their sum for each token?",
 )  # fmt: skip

@@ -27,7 +27,7 @@ class Comparison:
         low: lower end of the 95 % interval of the difference.
         high: its upper end.
         pairs: how many pairs of values were compared.
-        what: what a pair is: "windows", "answers" or "runs".
+        what: what a pair is: "windows", "answers", "runs", "rows", ...
         unit: of the difference.
         verdict: what this says of the first result: "better", "worse" or "no difference shown".
         detail: what else there is to say, for example the number of tokens.
@@ -127,6 +127,7 @@ def compare(
 
     - Two perplexities of one text: the mean difference in nats a token, by window, with a t interval.
     - Two accuracies on the same examples: only the examples that one of them alone got right tell anything.
+      Examples are told apart by their labels only: two sets with the same labels in the same order pass.
       Verdict by McNemar's exact test (Q. McNemar, Psychometrika 12, 1947); the interval is the usual
       approximation by a normal distribution, so at the border the two may disagree: the test decides.
     - Two lists of numbers, one for each training run, of which run i of both had the same seed (or one for
@@ -259,12 +260,11 @@ def _compare_accuracies(a: Accuracy, b: Accuracy) -> Comparison:
     half = stats.norm.ppf(0.5 + CONFIDENCE / 2) * error
     shown = differ > 0 and stats.binomtest(only_a, differ).pvalue < 1 - CONFIDENCE
     verdict = NOT_SHOWN if not shown else BETTER if only_a > only_b else WORSE
-    points = 100  # percentage points
     return Comparison(
-        points * difference,
-        points * error,
-        points * (difference - half),
-        points * (difference + half),
+        100 * difference,
+        100 * error,
+        100 * (difference - half),
+        100 * (difference + half),
         n,
         "answers",
         "percentage points",

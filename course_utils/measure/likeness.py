@@ -100,7 +100,7 @@ def same_greedy(model: PreTrainedModel, reference: PreTrainedModel, prompts: tor
         model: a causal language model of transformers.
         reference: another one.
         prompts: integer tensor [n, length] of token ids.
-        new_tokens: so many are written, whatever they are.
+        new_tokens: so many are written; the end-of-text token is never chosen, so that none stops early.
 
     Returns:
         For each prompt the number of tokens before the first difference, at most `new_tokens`.

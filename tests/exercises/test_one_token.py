@@ -237,6 +237,7 @@ WRONG = {
         (lambda a, b, n: _with_numpy(b, a, n), "b - a"),
         (lambda a, b, n: (_with_numpy(a, b, n)[0], _with_numpy(a, b, n)[1] ** 2), "variance"),
         (lambda a, b, n: _with_numpy(a, b, n)[0], "differences first|tuple"),
+        (lambda a, b, n: (_with_numpy(a, b, n)[0], 1.96 * _with_numpy(a, b, n)[1]), "one standard error"),
         (lambda a, b, n: (_with_numpy(a, b, n)[0], _with_numpy(a, b, n)[1] * len(n) ** 0.5),
          "spread of one window"),
         (lambda a, b, n: (_with_numpy(a, b, n)[0], 0.0 if len(n) == 1 else _with_numpy(a, b, n)[1]),
