@@ -363,9 +363,7 @@ for name in ("INT4", "NF4", "NF4 double", "MXFP4", "NVFP4"):
         "bits per weight": round(8 * nbytes / weights[layer].numel(), 3),
         "weight error (%)": round(error_of(values, weights[layer]), 2),
     }
-blocks = weights[layer].float().view(-1, 32)
-scales = 2.0 ** (blocks.abs().amax(dim=1, keepdim=True) / formats.E2M1.largest).log2().ceil()
-rounded_up = (formats.round_to(blocks / scales, formats.E2M1) * scales).view_as(weights[layer])
+rounded_up = formats.mxfp4_rounded_up(weights[layer])
 rows["MXFP4, scale rounded up"] = {
     "bits per weight": 4.25, "weight error (%)": round(error_of(rounded_up, weights[layer]), 2)}
 measure.table(rows)

@@ -184,7 +184,8 @@ for name in (QUERY, GATE):
     for order, rounded in found.items():
         row_error[order] += [gptq.output_error(a[None], b[None], H)
                              for a, b in zip(some[name], rounded, strict=True)]  # fmt: skip
-log_error = {order: [math.log(error) for error in errors] for order, errors in row_error.items()}
+log_error = {order: [math.log(max(error, 1e-30)) for error in errors]  # a row may have no error at all
+             for order, errors in row_error.items()}  # fmt: skip
 
 
 def times(order, other):

@@ -2,8 +2,6 @@
 
 from dataclasses import asdict
 
-import torch
-
 from authoring.bench import resume
 from course_utils import data, formats, measure, models
 
@@ -11,7 +9,6 @@ TITLE = "All matrices of SmolLM2 in one format: perplexity on 16,384 held-out to
 HELDOUT_TOKENS, WINDOW = 16_384, 512
 ROUNDED_UP = "MXFP4, scale rounded up"
 LEFT_OUT = ("TF32", "FP4 E2M1")  # FP32 in memory; and ruined, as the lesson shows
-SMALL = 1e-30
 
 
 def bench() -> list[dict]:
@@ -30,22 +27,7 @@ def bench() -> list[dict]:
             if name == ROUNDED_UP:
                 put_weights_in("FP32")
                 for matrix in (parameter for parameter in model.parameters() if parameter.dim() >= 2):
-                    matrix.data.copy_(mxfp4_rounded_up(matrix.data))
+                    matrix.data.copy_(formats.mxfp4_rounded_up(matrix.data))
             return {"bits": converted.bits, "result": asdict(measure.perplexity(model, heldout, WINDOW))}
 
     return resume("bench_formats_ranking", TITLE, {(name,): {"format": name} for name in names}, scored)
-
-
-def mxfp4_rounded_up(weight: torch.Tensor) -> torch.Tensor:
-    """MXFP4 with the smallest power of two as scale that cuts nothing off; the standard rounds down.
-
-    Args:
-        weight: float [out, in], in a multiple of 32.
-
-    Returns:
-        What it becomes, float32 of the same shape.
-    """
-    blocks = weight.float().view(-1, 32)
-    largest = blocks.abs().amax(dim=1, keepdim=True).clamp(min=SMALL)
-    scale = 2.0 ** (largest / formats.E2M1.largest).log2().ceil()
-    return (formats.round_to(blocks / scale, formats.E2M1) * scale).view_as(weight)

@@ -22,7 +22,7 @@ from course_utils.formats.block_scaled import (
     quantize,
     unpack_4bit,
 )
-from course_utils.formats.convert import FORMATS, Conversion, convert, converting
+from course_utils.formats.convert import FORMATS, Conversion, convert, converting, mxfp4_rounded_up
 from course_utils.formats.floats import (
     BF16,
     E2M1,
@@ -48,6 +48,6 @@ __all__ = [
     "BF16", "BLOCKS", "E2M1", "E4M3", "E5M2", "FLOATS", "FORMATS", "FP16", "FP32", "FP8_ROW", "INT4", "INT8",
     "MXFP4", "NF4", "NF4_DOUBLE", "NVFP4", "TF32", "BlockFormat", "Conversion", "FloatFormat", "Quantized",
     "bit_string", "block_scale_e8m0", "convert", "converting", "decode", "decode_e8m0", "decode_float",
-    "decode_int", "encode", "encode_e8m0", "encode_int", "nearest_code", "normal_float_table", "pack_4bit",
-    "quantize", "round_to", "unpack_4bit", "value_table",
+    "decode_int", "encode", "encode_e8m0", "encode_int", "mxfp4_rounded_up", "nearest_code",
+    "normal_float_table", "pack_4bit", "quantize", "round_to", "unpack_4bit", "value_table",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from course_utils.formats.block_scaled import BLOCKS, quantize
-from course_utils.formats.floats import FLOATS, TF32, round_to
+from course_utils.formats.floats import E2M1, FLOATS, TF32, round_to
 
 FORMATS = FLOATS | BLOCKS
 
@@ -39,6 +39,24 @@ def convert(x: torch.Tensor, name: str) -> tuple[torch.Tensor, int]:
         return quantized.dequantize(), quantized.nbytes
     bits = 32 if name == TF32.name else FLOATS[name].bits
     return round_to(x, FLOATS[name], saturate=True), -(-x.numel() * bits // 8)
+
+
+def mxfp4_rounded_up(weight: torch.Tensor) -> torch.Tensor:
+    """MXFP4 with the smallest power of two as scale that cuts nothing off; the standard rounds down.
+
+    Args:
+        weight: float [out, in], in a multiple of 32.
+
+    Returns:
+        What it becomes, float32 of the same shape. A block of zeros stays one.
+
+    Raises:
+        RuntimeError: the width is no multiple of 32.
+    """
+    blocks = weight.float().reshape(*weight.shape[:-1], -1, 32)
+    largest = blocks.abs().amax(dim=-1, keepdim=True)
+    scale = 2.0 ** (torch.where(largest > 0, largest, 1.0) / E2M1.largest).log2().ceil()
+    return (round_to(blocks / scale, E2M1) * scale).view_as(weight)
 
 
 @dataclass(frozen=True)

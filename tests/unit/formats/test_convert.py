@@ -51,3 +51,16 @@ def test_errors_say_what_to_do(call, error, message):
     with pytest.raises(error, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_mxfp4_rounded_up_cuts_nothing_off():
+    """Against the rule, block by block: the smallest power of two with the largest weight at 6 or less."""
+    weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
+    weight[0, :32] = 0
+    weight[1, :32] *= 1e-6
+    found = f.mxfp4_rounded_up(weight)
+    assert (found[0, :32] == 0).all()
+    for old, new in zip(weight.view(-1, 32)[1:], found.view(-1, 32)[1:], strict=True):
+        scale = next(2.0**power for power in range(-40, 10) if old.abs().max() <= 6 * 2.0**power)
+        assert torch.equal(new, f.round_to(old / scale, f.E2M1) * scale)
+        assert (new - old).abs().max() <= scale  # half of E2M1's widest step
