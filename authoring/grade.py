@@ -1,349 +1,386 @@
-"""Grade submitted notebooks as nbgrader does, without its gradebook.
+"""Grade the answers of submitted notebooks, not the notebooks.
 
-Each locked cell is put back as it was released, the notebook is executed as nbgrader executes it, and
-nbgrader's own `determine_grade` gives the points.
+Only the answers run, each in a bound process of its own that holds no case and no expected value. The judge,
+in this process, is the one of `check(...)` in a notebook; it executes no line of a submission. Which lesson,
+which exercises and how many points: the course says so, never the submission.
 """
 
-import copy
-import csv
+import ast
+import contextlib
 import dataclasses
-import os
 import re
-import unicodedata
-from collections.abc import Collection, Sequence
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-from nbformat import NotebookNode
-from nbgrader.utils import determine_grade
-from nbgrader.utils import setenv as with_environment
-
-from authoring import generate, sync
-from authoring.execute import read
+from authoring import sync
+from authoring.grading import results as kept
+from authoring.grading.reports import as_csv, feedback_page, page_names
+from authoring.grading.results import Answer, Grade, shown
+from authoring.grading.starter import Bounds, Starter
+from authoring.grading.submissions import Cell, Submission, cells, collect
+from authoring.grading.trees import (
+    Assignment,
+    Task,
+    Trees,
+    as_python,
+    assignment,
+    global_names,
+    needed,
+)
 from authoring.project import Project
-from authoring.run import LIBRARY, exercise_statuses
-from course_utils.checking import LIBRARY_POINTS
+from course_utils import checking
+from course_utils.checking.describe import one_line, printable
+from course_utils.checking.limits import Stopped
+from course_utils.checking.mirror import opaque
+from course_utils.checking.remote import Channel
+from course_utils.checking.source import told
+from course_utils.checking.spec import FAILED, NOT_ATTEMPTED, PASSED, Exercise, Prediction, Result
+
+MOST_MESSAGE = 4_000  # letters
 
 
-@dataclasses.dataclass
-class Grade:
-    """Points of one submission.
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How answers are marked.
 
     Attributes:
-        submission: path of the notebook.
-        lesson: key of its lesson, "" when that could not be found out.
-        cells: grade id -> (points, maximum).
-        notes: what was odd, one line each.
-        error: why it was not graded, or "".
-        notebook: as executed; None when it was not.
+        seed: draws further cases, which no learner has seen; "" draws none.
+        partial: whether an answer that is right in some cases gets that share of its points.
+        bounds: what an answer may take.
     """
 
-    submission: Path
-    lesson: str = ""
-    cells: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    notes: list[str] = dataclasses.field(default_factory=list)
-    error: str = ""
-    notebook: NotebookNode | None = None
-
-    @property
-    def points(self) -> float:
-        """All points that the submission got."""
-        return sum(points for points, _ in self.cells.values())
-
-    @property
-    def maximum(self) -> float:
-        """All points that it could have got."""
-        return sum(maximum for _, maximum in self.cells.values())
+    seed: str = ""
+    partial: bool = False
+    bounds: Bounds = Bounds()
 
 
-def grade(
-    project: Project, submission: Path, *, timeout: int = 300, library_points: bool = False
-) -> Grade:
+class Grader:
+    """Grades submissions one after the other; a context manager.
+
+    Args:
+        project: the course.
+        rules: how answers are marked.
+    """
+
+    def __init__(self, project: Project, rules: Rules | None = None) -> None:
+        self.project, self.rules = project, rules or Rules()
+        self.starter = Starter(self.rules.bounds)
+        self._folder = tempfile.TemporaryDirectory(prefix="course-grade-")
+        self.trees = Trees(project, Path(self._folder.name))
+        self.assignments: dict[str, Assignment] = {}
+
+    def __enter__(self) -> "Grader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.starter.__exit__()
+        self._folder.cleanup()
+
+    def assignment(self, lesson: str) -> Assignment:
+        """What a lesson asks.
+
+        Args:
+            lesson: its key or number.
+
+        Returns:
+            Its tasks.
+
+        Raises:
+            ValueError: there is no such lesson.
+        """
+        if lesson not in self.assignments:
+            found = assignment(self.project, lesson)
+            if not self.assignments:
+                self.starter.prepare(self.trees.of(""), self.trees.own, found.imports)
+            self.assignments[lesson] = found
+        return self.assignments[lesson]
+
+    def grade(self, submission: Submission, lesson: str = "") -> Grade:
+        """Grade one submission. Never raises for what it holds: see `Grade.error`.
+
+        Args:
+            submission: the notebook.
+            lesson: key or number of its lesson; "" takes it from the file's name.
+
+        Returns:
+            Its points.
+        """
+        result = Grade(submission.path, student=one_line(submission.student), id=submission.id,
+                       bounds=self.starter.text)
+        try:
+            if submission.error:
+                raise ValueError(submission.error)
+            asked = self.assignment(lesson or _lesson_of(self.project, submission))
+            result.lesson = asked.key
+            self._grade(asked, cells(submission.text), result)
+        except ValueError as error:
+            result.error = f"not graded: {printable(' '.join(str(error).split()))[:200]}"
+        except Exception as error:  # no submission may end the grading of the others
+            result.error = f"not graded: {type(error).__name__} {printable(error)[:200]}"
+        return result
+
+    def _grade(self, asked: Assignment, handed_in: list[Cell], result: Grade) -> None:
+        sources = {task.cell: answer_to(task, handed_in, result.notes) for task in asked.tasks}
+        if not any(cell.name in asked.names for cell in handed_in) and not any(sources.values()):
+            raise ValueError(f"no cell of it is one of the lesson {asked.key!r}")
+        extra = _extra(asked, handed_in, sources)
+        code = [[cell, as_python(source)] for cell, source in sources.items() if source is not None]
+        end = time.monotonic() + self.rules.bounds.total
+        for task in asked.tasks:
+            source = sources[task.cell]
+            try:
+                got = self._judge(task, source, asked.imports + extra, code, end - time.monotonic())
+            except Exception as error:  # the course's own, so it must not become a 0
+                text = f"{type(error).__name__}: {' '.join(printable(error).split())}"[:200]
+                result.error = result.error or f"not graded: {task.id} could not be judged ({text})"
+                continue
+            points = task.points if got.status == PASSED else 0
+            if self.rules.partial and got.right:
+                points = round(task.points * got.right / got.cases, 2)
+            message, source = printable(got.message)[:MOST_MESSAGE], printable(source or "")
+            result.answers[task.cell] = Answer(points, task.points, got.status, message, source)
+
+    def _judge(
+        self, task: Task, source: str | None, imports: list[str], code: list[list[str]], left: float
+    ) -> Result:
+        if source is None or source.strip() == task.stub.strip():
+            return checking.judge(task.id, None)
+        if left <= 0:
+            return Result(FAILED, 0, f"{task.id}: not run. The answers before it took all of the "
+                                     f"{self.rules.bounds.total:g} seconds of a submission.")
+        exercise = checking.find(task.id)
+        channel = self.starter.start(self.trees.of(task.target), self.trees.own, left)
+        try:
+            answer = _fetch(channel, task, exercise, imports, code)
+            return checking.judge(task.id, answer, self.rules.seed)
+        except Stopped as error:
+            return Result(FAILED, 0, f"{task.id}: failed\n  {error}")
+        except BaseException as error:  # the cell itself raised, perhaps SystemExit
+            if told(error) is None:
+                raise
+            if told(error).stub:
+                return Result(NOT_ATTEMPTED, 0, f"{task.id}: not attempted.")
+            text = f"{task.id}: failed\n  the cell raised {type(error).__name__}: {error}"
+            return Result(FAILED, 0, text)
+        finally:
+            channel.close()
+
+
+def _fetch(
+    channel: Channel, task: Task, exercise: Exercise | Prediction, imports: list[str], code: list[list[str]]
+) -> object:
+    """Run the cells over there; what stands for the answer here."""
+    plain = isinstance(exercise, Prediction)
+    channel.request("cells", imports=imports, cells=code)
+    answer = channel.answer(task.cell if plain else f"{task.cell}:{task.name}", exercise)
+    if plain and not isinstance(answer, int | float | str | None):
+        return None if answer is ... else opaque(type(answer).__name__)
+    return answer
+
+
+def grade(project: Project, submission: Path, *, lesson: str = "", rules: Rules | None = None) -> Grade:
     """Grade one submitted notebook. Never raises for what it holds: see `Grade.error`.
 
     Args:
         project: the course.
         submission: path of the notebook.
-        timeout: seconds that each cell may take.
-        library_points: whether an answer that is the library's own function gets its points.
+        lesson: key or number of its lesson; "" takes it from the file's name.
+        rules: how answers are marked.
 
     Returns:
         Its points.
     """
-    result = Grade(Path(submission))
-    try:
-        notebook = read(Path(submission))
-        result.lesson = lesson_of(notebook, submission)
-        release = released(project, result.lesson)
-    except Exception as error:
-        result.error = f"not graded: {' '.join(str(error).split())[:200]}"
-        return result
-    result.notes = restore(notebook, release)
-    notebook.metadata.kernelspec = copy.deepcopy(release.metadata.kernelspec)
-    # nbgrader's variable makes a failed check raise; a cell that takes too long is interrupted, not fatal.
-    client = NotebookClient(
-        notebook,
-        timeout=timeout,
-        allow_errors=True,
-        interrupt_on_timeout=True,
-        kernel_name="python3",
-        error_on_timeout=TIMED_OUT,
-        resources={"metadata": {"path": str(project.root / "notebooks")}},
-        extra_arguments=["--log-level=CRITICAL"],
-    )
-    try:
-        # An empty value counts as not set.
-        allowed = {LIBRARY_POINTS: "1" if library_points else ""}
-        with with_environment(NBGRADER_EXECUTION="autograde", **allowed):
-            client.execute()
-    except Exception as error:  # the kernel died: what ran before counts, what did not run has no points
-        result.notes.append(f"the kernel stopped: {' '.join(str(error).split())[:200]}")
-    _score(notebook, result, library_points)
-    result.notebook = notebook
-    return result
+    (found,) = collect([submission])
+    with Grader(project, rules) as grader:
+        return grader.grade(found, lesson)
 
 
-TIMED_OUT = {
-    "output_type": "error",
-    "ename": "TimeoutError",
-    "evalue": "the cell took too long",
-    "traceback": [],
-}
+def _lesson_of(project: Project, submission: Submission) -> str:
+    """The lesson that the name of a file says, as in "04_gptq (1).ipynb", or that of its folder."""
+    folder = submission.path.parent.name
+    for lesson in project.lessons():
+        key = lesson.stem.partition("_")[2]
+        if re.match(rf"{lesson.stem}(?![a-z0-9_])", submission.file) or folder in (key, lesson.stem):
+            return key
+    raise ValueError("its name does not say which lesson it is: say so with --lesson KEY")
 
 
-def lesson_of(notebook: NotebookNode, path: Path) -> str:
-    """The lesson that a submission belongs to: as its metadata says, or its file name.
+def _extra(asked: Assignment, handed_in: list[Cell], sources: dict[str, str | None]) -> list[str]:
+    """What an answer may need of cells that the learner wrote besides it, or of the lesson's own, changed."""
+    used = {name for source in sources.values() for name in global_names(source or "")}
+    given, answers = set(asked.imports), {task.cell for task in asked.tasks}
+    return [statement for cell in handed_in if cell.type == "code" and cell.name not in answers
+            for statement in needed(cell.source, () if cell.name in asked.names else used)
+            if statement not in given]
+
+
+def answer_to(task: Task, handed_in: list[Cell], notes: list[str]) -> str | None:
+    """The answer to a task, wherever in the notebook it stands.
 
     Args:
-        notebook: the submission.
-        path: of its file.
+        task: what was asked.
+        handed_in: the notebook's cells.
+        notes: gets a line for whatever is odd.
 
     Returns:
-        Key of the lesson; there need not be one of that key.
+        Its source; None where there is none.
     """
-    return notebook.metadata.get("course", {}).get("lesson") or re.sub(r"^\d\d_", "", Path(path).stem)
+    found = [cell for cell in handed_in if cell.name == task.cell]
+    if not found:
+        if task.name == "prediction":
+            found = _before_check(task, handed_in)
+        else:
+            found = [cell for cell in handed_in if task.name in _defined(cell.source)]
+        if found:
+            notes.append(f"answer {task.cell} found by what it says: its cell is not the lesson's")
+    written = [cell for cell in found if cell.source.strip() != task.stub.strip()]
+    if len(written) > 1:
+        notes.append(f"answer {task.cell} stands in {len(written)} cells: the first one counts")
+    if not found:
+        notes.append(f"missing answer {task.cell}")
+        return None
+    cell = (written or found)[0]
+    if cell.type != "code":
+        notes.append(f"answer {task.cell} had been turned into {printable(cell.type)[:20]}: read as code")
+    return cell.source
 
 
-def released(project: Project, key: str) -> NotebookNode:
-    """The learner's notebook of a lesson as generated now.
+def _before_check(task: Task, handed_in: list[Cell]) -> list[Cell]:
+    """The cell with a prediction, by the check that stands below it."""
+    checks = [n for n, cell in enumerate(handed_in) if f'check("{task.id}"' in cell.source]
+    above = [cell for cell in handed_in[:min(checks, default=0)] if "prediction" in _defined(cell.source)]
+    return above[-1:]
+
+
+def _defined(source: str) -> set[str]:
+    """Names that a cell gives to functions, classes and values."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return names | {target.id for node in body if isinstance(node, ast.Assign)
+                    for target in node.targets if isinstance(target, ast.Name)}
+
+
+_here: dict[str, Grader] = {}  # of a process that is given one submission after the other
+
+
+def grade_here(root: str, rules: Rules, submission: Submission, lesson: str) -> Grade:
+    """Grade one submission with this process' grader for these rules, which is made once.
+
+    Args:
+        root: folder of the course.
+        rules: how answers are marked.
+        submission: the notebook.
+        lesson: key or number; "" takes it from the file's name.
+
+    Returns:
+        Its points.
+    """
+    key = repr((root, rules))
+    if key not in _here:
+        _here[key] = Grader(Project(Path(root)), rules)
+    return _here[key].grade(submission, lesson)
+
+
+def grade_all(
+    project: Project, submissions: Sequence[Submission], *, lesson: str = "", results: Path | None = None,
+    feedback: Path | None = None, rules: Rules | None = None, grader: Grader | None = None,
+    dask: str | None = None,
+) -> Iterator[Grade]:  # fmt: skip
+    """Grade submissions, writing down each result when it is known.
 
     Args:
         project: the course.
-        key: of the lesson.
+        submissions: what `collect` found.
+        lesson: key or number; "" takes it from each file's name.
+        results: folder for one JSON a submission; what stands there and still holds is not graded again.
+        feedback: folder for one page a submission.
+        rules: how answers are marked.
+        grader: one that stands already, with rules of its own.
+        dask: address of a scheduler whose workers grade, see `authoring.cluster`; None grades here.
 
-    Returns:
-        The notebook without outputs.
-
-    Raises:
-        ValueError: unknown lesson.
-        LessonError: its source is not as it must be.
+    Yields:
+        The grades as they are known.
     """
-    lesson = generate.read_lesson(project, project.lesson(key))
-    return generate.make_notebook(project, lesson, "notebooks", sync.read_costs(project))
-
-
-def restore(notebook: NotebookNode, release: NotebookNode) -> list[str]:
-    """Put the locked cells of the released notebook back into a submission, in place.
-
-    Cells with a grade id that the release does not know lose their nbgrader metadata.
-
-    Args:
-        notebook: the submission.
-        release: the notebook as released.
-
-    Returns:
-        What had been changed, one line each.
-    """
-    notes = []
-    official = {_id(cell): cell for cell in release.cells if _id(cell)}
-    kept, seen = [], set()
-    code = {name for name, cell in official.items() if cell.cell_type == "code"}
-    for cell in notebook.cells:
-        name = _id(cell)
-        if name is None or name not in official:
-            if name is not None:
-                notes.append(f"unknown cell {name}: does not count")
-                del cell.metadata["nbgrader"]
-            kept.append(cell)
+    released = [path.stem for path in project.lessons()]
+    names = page_names([submission.path for submission in submissions], released)
+    rules = grader.rules if grader else rules or Rules()
+    settings = lesson, repr(rules), kept.library_mark(project)
+    marks = [kept.stamp(submission, *settings) for submission in submissions]
+    open_tasks = []
+    for n, (name, mark) in enumerate(zip(names, marks, strict=True)):
+        graded = kept.read(results / f"{name}.json", mark) if results else None
+        if graded is None:
+            open_tasks.append(n)
             continue
-        if name in seen:
-            notes.append(f"duplicated cell {name}: the first one counts")
-            del cell.metadata["nbgrader"]
-            if not official[name].metadata.nbgrader.locked:
-                kept.append(cell)
-            continue
-        seen.add(name)
-        if official[name].metadata.nbgrader.locked:
-            if cell.source != official[name].source or cell.cell_type != official[name].cell_type:
-                notes.append(f"changed check {name}: put back")
-            cell = copy.deepcopy(official[name])
-        else:
-            if name in code and cell.cell_type != "code":  # as nbgrader's OverwriteCells does
-                notes.append(f"answer {name} had been turned into {cell.cell_type}: turned back into code")
-                cell = nbformat.v4.new_code_cell(cell.source, metadata=cell.metadata, id=cell.get("id", name))
-            cell.metadata["nbgrader"] = copy.deepcopy(official[name].metadata.nbgrader)
-        kept.append(cell)
-    for position, name in enumerate(official):
-        if name not in seen:
-            kind = "check" if official[name].metadata.nbgrader.locked else "answer"
-            notes.append(f"missing {kind} {name}" + (": put back" if kind == "check" else ""))
-            if kind == "check":
-                kept.insert(_place(kept, list(official)[:position]), copy.deepcopy(official[name]))
-    notebook.cells = kept
-    return notes
+        graded.submission, graded.id = submissions[n].path, submissions[n].id  # it may have been moved
+        if feedback:
+            sync.replace_file(feedback / f"{name}.html", feedback_page(graded))
+        yield graded
+    tasks = [submissions[n] for n in open_tasks]
+    if grader or dask is None:
+        found = _graded_here(project, tasks, lesson, rules, grader)
+    else:
+        found = _graded_there(project, tasks, lesson, rules, dask)
+    for n, graded in found:
+        name = names[open_tasks[n]]
+        if results:
+            sync.replace_file(results / f"{name}.json", kept.as_json(graded, marks[open_tasks[n]]))
+        if feedback:
+            sync.replace_file(feedback / f"{name}.html", feedback_page(graded))
+        yield graded
 
 
-def _id(cell: NotebookNode) -> str | None:
-    """Grade id of a cell that nbgrader knows, else None."""
-    mark = cell.metadata.get("nbgrader", {})
-    return mark.get("grade_id") if mark.get("grade") or mark.get("solution") or mark.get("locked") else None
+def _graded_here(
+    project: Project, tasks: list[Submission], lesson: str, rules: Rules, grader: Grader | None
+) -> Iterator[tuple[int, Grade]]:
+    with contextlib.nullcontext(grader) if grader else Grader(project, rules) as grader:
+        for n, submission in enumerate(tasks):
+            yield n, grader.grade(submission, lesson)
 
 
-def _place(cells: list[NotebookNode], before: Collection[str]) -> int:
-    """Index after the last cell whose grade id is in `before`; the end when there is none."""
-    places = [n for n, cell in enumerate(cells) if _id(cell) in before]
-    return places[-1] + 1 if places else len(cells)
+def _graded_there(
+    project: Project, tasks: list[Submission], lesson: str, rules: Rules, dask: str
+) -> Iterator[tuple[int, Grade]]:
+    from authoring.cluster import spread
 
-
-def _score(notebook: NotebookNode, result: Grade, library_points: bool) -> None:
-    """Add the points of an executed submission to its grade."""
-    for cell in notebook.cells:
-        if not cell.metadata.get("nbgrader", {}).get("grade"):
-            continue
-        name = cell.metadata.nbgrader.grade_id
-        points, maximum = determine_grade(cell)
-        ran = cell.execution_count is not None
-        # A check that ran without an error has shown "passed": anything else means that it was bypassed.
-        statuses = exercise_statuses(_only(cell)).values()
-        passed = "passed" in statuses or (library_points and LIBRARY in statuses)
-        if LIBRARY in statuses:
-            given = "its points all the same" if passed else "no points"
-            result.notes.append(f"check {name} passed with the library's own function: {given}")
-        elif points and ran and not passed:
-            result.notes.append(f"check {name} did not run as released: no points")
-        result.cells[name] = (points if points and ran and passed else 0.0, maximum)
-
-
-def _only(cell: NotebookNode) -> NotebookNode:
-    return nbformat.v4.new_notebook(cells=[cell])
-
-
-def write_csv(grades: list[Grade], path: Path) -> None:
-    """Write one line for each graded cell of each submission.
-
-    Args:
-        grades: what `grade` returned.
-        path: of the file; it is overwritten.
-    """
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["submission", "lesson", "cell", "points", "maximum", "notes"])
-        for graded in grades:
-            notes = "; ".join([graded.error] * bool(graded.error) + graded.notes)
-            for name, (points, maximum) in graded.cells.items() or [("", ("", ""))]:
-                writer.writerow([_shown(graded.submission), graded.lesson, name, points, maximum, notes])
-
-
-def page_names(submissions: Sequence[Path], released: Collection[str] = ()) -> list[str]:
-    """A name for each submission's page, the shortest that tells it from the others.
-
-    It is the file's name without ending. Where files are called alike, the names of as many folders as are
-    needed stand before it: "alice_L" of alice/L.ipynb. So does one where the file still has the name that it
-    was handed out under, or the pages of two calls would have one name. Names that a file system takes for
-    one, since it does not tell capitals or ways to write an accent apart, count as equal.
-
-    Args:
-        submissions: paths of different files.
-        released: names, without ending, that notebooks are handed out under.
-
-    Returns:
-        The names in the same order, all different.
-    """
-    parts = [Path(os.path.abspath(path)).with_suffix("").parts[1:] for path in submissions]
-    depth = [2 if each[-1] in released and len(each) > 1 else 1 for each in parts]
-
-    def names() -> list[str]:
-        return ["_".join(each[-deep:])[-MOST_LETTERS:] for each, deep in zip(parts, depth, strict=True)]
-
-    def alike() -> list[int]:
-        keys = [unicodedata.normalize("NFC", name).casefold() for name in names()]
-        return [n for n, key in enumerate(keys) if keys.count(key) > 1]
-
-    while longer := [n for n in alike() if depth[n] < len(parts[n])]:
-        for n in longer:
-            depth[n] += 1
-    clash, found = alike(), names()  # a_b/L and a/b_L, or names that are too long
-    return [f"{name}_{n + 1}" if n in clash else name for n, name in enumerate(found)]
-
-
-MOST_LETTERS = 60  # of a page's name: with 4 bytes a letter it is below the 255 bytes of file systems
-
-
-def _shown(path: Path) -> str:
-    """A path as text: bytes that are no letters, in names from another system, become question marks."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
-def write_feedback(grades: list[Grade], folder: Path, released: Collection[str] = ()) -> None:
-    """Write an HTML page for each submission that was executed: its points, then the notebook.
-
-    Args:
-        grades: what `grade` returned.
-        folder: where the pages go; made if it does not exist.
-        released: as in `page_names`.
-    """
-    from nbconvert import HTMLExporter
-
-    folder.mkdir(parents=True, exist_ok=True)
-    names = page_names([graded.submission for graded in grades], released)
-    for graded, name in zip(grades, names, strict=True):
-        if graded.notebook is None:
-            continue
-        lines = [f"# {graded.points:g} of {graded.maximum:g} points", ""]
-        lines += [f"`{_shown(graded.submission)}`", ""]
-        lines += [f"- {cell}: {got:g} of {most:g}" for cell, (got, most) in graded.cells.items()]
-        lines += [f"- note: {note}" for note in graded.notes]
-        page = copy.deepcopy(graded.notebook)
-        page.cells.insert(0, nbformat.v4.new_markdown_cell("\n".join(lines), id="grade"))
-        html, _ = HTMLExporter().from_notebook_node(page)
-        sync.replace_file(folder / f"{name}.html", html)
-
-
-def once(submissions: Sequence[Path]) -> list[Path]:
-    """The submissions without those that are named a second time; says which.
-
-    Args:
-        submissions: paths, possibly written differently.
-
-    Returns:
-        The first of each, in order. Two names for one file, by a link, are two submissions.
-    """
-    found = {}
-    for path in submissions:
-        if found.setdefault(os.path.abspath(path), path) is not path:
-            print(f"{path} is named twice: graded once.")
-    return list(found.values())
+    arguments = [(str(project.root), rules, submission, lesson) for submission in tasks]
+    for n, graded in spread(grade_here, arguments, dask) if tasks else ():
+        if isinstance(graded, BaseException):
+            why = f"not graded: the process that judged it ended ({type(graded).__name__})"
+            graded = Grade(tasks[n].path, student=one_line(tasks[n].student), id=tasks[n].id, error=why)
+        yield n, graded
 
 
 def main(
     project: Project,
-    submissions: list[Path],
+    paths: list[Path],
     *,
+    lesson: str = "",
     csv_path: Path | None = None,
+    layout: str = "plain",
+    results: Path | None = None,
     feedback: Path | None = None,
-    timeout: int = 300,
-    library_points: bool = False,
+    rules: Rules | None = None,
+    dask: str | None = None,
 ) -> int:
-    """Grade, print a table, write what was asked for.
+    """Grade, say each result when it is known, print a table, write what was asked for.
 
     Args:
         project: the course.
-        submissions: paths of notebooks.
-        csv_path: file for the points, see `write_csv`; None for none.
-        feedback: folder for pages, see `write_feedback`; None for none.
-        timeout: seconds that each cell may take.
-        library_points: as in `grade`.
+        paths: of notebooks, folders or zip archives.
+        lesson: as of `grade_all`.
+        csv_path: file for the points; None for none.
+        layout: of that file, see `as_csv`.
+        results: as of `grade_all`.
+        feedback: as of `grade_all`.
+        rules: as of `grade_all`.
+        dask: as of `grade_all`.
 
     Returns:
         The exit code: 1 when a submission could not be graded.
@@ -354,19 +391,31 @@ def main(
 
     from authoring.progress import table_width
 
-    submissions = once(submissions)
-    grades = [
-        grade(project, submission, timeout=timeout, library_points=library_points)
-        for submission in track(submissions, description="grading", transient=True)
-    ]
-    shown = Table("submission", "lesson", "points", "notes")
+    if lesson:
+        assignment(project, lesson)  # an unknown one is an error before anything is graded
+    submissions = collect(paths)
+    for folder in (results, feedback):
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+    if not dask and (len(submissions) < 2 or find_spec("distributed") is None):
+        dask = None
+    work = grade_all(project, submissions, lesson=lesson, results=results, feedback=feedback, rules=rules,
+                     dask=dask)
+    grades, known = [], Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    for graded in track(work, description="grading", total=len(submissions), transient=True, console=known):
+        grades.append(graded)
+        where = f"{len(grades)} of {len(submissions)}"
+        known.print(f"{where}  {shown(graded.submission)}: {graded.error or graded.total}")
+    order = {submission.path: n for n, submission in enumerate(submissions)}
+    grades.sort(key=lambda graded: order.get(graded.submission, len(order)))
+    table = Table("student", "submission", "lesson", "points", "notes")
     for graded in grades:
-        points = "-" if graded.error else f"{graded.points:g}/{graded.maximum:g}"
-        notes = "\n".join([graded.error] * bool(graded.error) + graded.notes)
-        shown.add_row(_shown(graded.submission), graded.lesson, points, notes)
-    Console(width=table_width(), markup=False).print(shown)
+        notes = "\n".join(graded.remarks)
+        table.add_row(graded.student, shown(graded.submission), graded.lesson, graded.total, notes)
+    console = Console(width=table_width(), markup=False)
+    console.print(table)
+    if grades:
+        console.print(f"Bounds: {grades[0].bounds}.")
     if csv_path:
-        write_csv(grades, csv_path)
-    if feedback:
-        write_feedback(grades, feedback, [lesson.stem for lesson in project.lessons()])
+        sync.replace_file(csv_path, as_csv(grades, layout))
     return int(any(graded.error for graded in grades))

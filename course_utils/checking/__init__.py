@@ -56,12 +56,13 @@ def check(id: str, answer: Any) -> None:
             raise AssertionError(f"{result.message}: no points for that.")
 
 
-def judge(id: str, answer: Any) -> Result:
+def judge(id: str, answer: Any, seed: str = "") -> Result:
     """`check` without showing anything.
 
     Args:
         id: as in `check`.
         answer: as in `check`.
+        seed: an instructor's: further cases, which no learner has seen. "" for none.
 
     Returns:
         What came of it.
@@ -70,7 +71,7 @@ def judge(id: str, answer: Any) -> Result:
         ValueError: no exercise has this id.
         RuntimeError: the exercise itself is broken.
     """
-    return _judge(find(id), answer, id)
+    return _judge(find(id), answer, id, seed)
 
 
 def find(id: str) -> Exercise | Prediction:

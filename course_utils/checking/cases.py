@@ -1,7 +1,10 @@
 """What the cases of several lessons are made of: random tensors, gradients, and what a `call` looks at."""
 
+import contextlib
+import contextvars
 import copy
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
@@ -9,7 +12,52 @@ import torch
 from torch import Tensor
 
 from course_utils.checking.compare import difference
-from course_utils.checking.spec import Complaint
+from course_utils.checking.spec import Case, Complaint, Exercise
+
+_drawing: contextvars.ContextVar[int] = contextvars.ContextVar("drawing", default=0)
+
+
+def seeded(seed: int) -> int:
+    """The seed of what is random in a case: ``torch.manual_seed(seeded(0))``.
+
+    Args:
+        seed: of the cases that learners see.
+
+    Returns:
+        It; while an instructor's cases are drawn, another one that depends on both.
+    """
+    return seed + _drawing.get()
+
+
+@contextlib.contextmanager
+def _drawn_from(start: int) -> Iterator[None]:
+    token = _drawing.set(start)
+    try:
+        yield
+    finally:
+        _drawing.reset(token)
+
+
+def private_cases(exercise: Exercise, seed: str, id: str) -> list[Case]:
+    """Further cases of an exercise, which no learner has seen.
+
+    Args:
+        exercise: see its `draw`.
+        seed: the instructor's; the same one gives the same cases.
+        id: of the exercise.
+
+    Returns:
+        The cases.
+    """
+    numbers = random.Random(f"{seed} {id}")
+    if exercise.draw is not None:
+        found = exercise.draw(numbers)
+    else:
+        with _drawn_from(numbers.getrandbits(40)):
+            found = exercise.cases()
+    for case in found:
+        case.private = True
+    return found
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -22,7 +70,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     Returns:
         float32 tensor of that shape.
     """
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seeded(seed)))
 
 
 def gradients(result: Any, above: Tensor | None = None, **inputs: Tensor) -> dict[str, Any]:

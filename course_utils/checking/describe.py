@@ -25,6 +25,7 @@ class _Repr(reprlib.Repr):
 
 _SHORT = _Repr()
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = _SHORT.maxfrozenset = 40
+_SHORT.maxlevel = 3  # 40 items in 40 in 40: each level more makes it forty times as much work
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 
@@ -89,6 +90,30 @@ def figures(first: float, second: float) -> tuple[str, str]:
         if texts[0] != texts[1]:
             break
     return texts
+
+
+def printable(text: Any) -> str:
+    """A text from elsewhere, as text that every file and terminal takes.
+
+    Args:
+        text: whatever came.
+
+    Returns:
+        It, with a question mark for each control character and each half of a letter.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in str(text))
+
+
+def one_line(text: Any) -> str:
+    """A name from elsewhere on one line: `printable`, with a question mark for a line's end or a tab, too.
+
+    Args:
+        text: whatever came.
+
+    Returns:
+        The line.
+    """
+    return printable(text).replace("\n", "?").replace("\t", "?")
 
 
 def shorten(text: str, limit: int = 120) -> str:

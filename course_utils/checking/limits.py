@@ -1,6 +1,7 @@
 """A time limit for code that may never end."""
 
 import contextlib
+import ctypes
 import signal
 import threading
 import time
@@ -9,6 +10,10 @@ from collections.abc import Iterator
 
 class TimeLimit(BaseException):
     """Raised inside an answer that runs too long. No Exception: `except Exception` must not swallow it."""
+
+
+class Stopped(TimeLimit):
+    """The process that ran an answer is gone, so nothing more can be asked of it."""
 
 
 @contextlib.contextmanager
@@ -24,12 +29,17 @@ def time_limit(seconds: float) -> Iterator[None]:
     Raises:
         TimeLimit: inside the block, and again every second in case that it was swallowed.
     """
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+    text = f"stopped after {seconds:g} seconds: does a loop never end?"
+    if not hasattr(signal, "setitimer"):
         yield
+        return
+    if threading.current_thread() is not threading.main_thread():
+        with _limit_from_outside(seconds, text):
+            yield
         return
 
     def stop(*_: object) -> None:
-        raise TimeLimit(f"stopped after {seconds:g} seconds: does a loop never end?")
+        raise TimeLimit(text)
 
     before = signal.signal(signal.SIGALRM, stop)
     started = time.monotonic()
@@ -43,3 +53,30 @@ def time_limit(seconds: float) -> Iterator[None]:
             signal.setitimer(
                 signal.ITIMER_REAL, max(remaining - (time.monotonic() - started), 0.001), interval
             )
+
+
+@contextlib.contextmanager
+def _limit_from_outside(seconds: float, text: str) -> Iterator[None]:
+    """`time_limit` where no signal arrives, as in a thread of a dask worker: another thread interrupts."""
+    thread, over = ctypes.c_ulong(threading.get_ident()), threading.Event()
+    kind = type("TimeLimit", (TimeLimit,), {"__str__": lambda self: text})  # Python makes the object itself
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+
+    def watch() -> None:
+        wait = seconds
+        while not over.wait(wait):
+            raise_in(thread, ctypes.py_object(kind))
+            wait = 1.0
+
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        try:
+            while watching.is_alive():  # an interrupt that is under way arrives here at the latest
+                with contextlib.suppress(kind):
+                    over.set()
+                    watching.join()
+        finally:
+            over.set()

@@ -10,7 +10,7 @@ from course_utils.checking.describe import at, describe, shorten
 from course_utils.checking.limits import TimeLimit, time_limit
 from course_utils.checking.parts import shared, state
 from course_utils.checking.running import NOTHING, Outcome, arguments
-from course_utils.checking.source import learners_line, left_over, own_frames
+from course_utils.checking.source import learners_line, left_over, own_frames, told
 from course_utils.checking.spec import Case, Complaint, Exercise
 
 RETURNED = ("result", "returned")  # keys by which an exercise's `call` names what the answer returned
@@ -86,7 +86,7 @@ def _error_difference(exercise: Exercise, expected: Outcome, came: Outcome) -> D
     """The answer raised. Or it returned something with which the exercise's `call` could not go on."""
     if isinstance(came.error, Complaint):
         return Difference(came.error.expected, came.error.came)
-    if came.returned is not NOTHING and not own_frames(came.error, exercise.call):
+    if came.returned is not NOTHING and not told(came.error) and not own_frames(came.error, exercise.call):
         if expected.returned is NOTHING:  # of a class `call` makes its own objects
             return Difference(f"an object of a class {exercise.name}", describe(came.returned))
         return difference(expected.returned, came.returned) or differ(expected.returned, came.returned)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LONGEST = 1_000  # letters of a part's place: what stands deeper is not entered
 MANY = 20_000  # parts of one object that are looked at: an answer may return anything
 NO_PARTS = (Tensor, np.ndarray, np.generic, int, float, complex, str, bytes, Set, type, types.ModuleType,
             types.FunctionType, types.MethodType, types.BuiltinFunctionType, torch.dtype, torch.Generator)
@@ -29,7 +30,7 @@ def parts(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     while waiting:
         path, value = waiting.pop()
         yield path, value
-        if not isinstance(value, NO_PARTS) and id(value) not in entered:
+        if not isinstance(value, NO_PARTS) and id(value) not in entered and len(path) <= LONGEST:
             entered.add(id(value))
             waiting += reversed(list(_inside(path, value)))
 

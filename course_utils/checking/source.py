@@ -1,6 +1,7 @@
 """What the learner's own source says: the line that raised, a stub that is not written yet, borrowed code."""
 
 import ast
+import dataclasses
 import functools
 import inspect
 import linecache
@@ -16,6 +17,33 @@ from course_utils.checking.describe import shorten
 
 PACKAGES = ("site-packages", "dist-packages")
 OTHERS = (f"{Path(__file__).parents[1]}{os.sep}", f"{sysconfig.get_paths()['stdlib']}{os.sep}", "<frozen")
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """What another process says of an error that it raised: its `told`.
+
+    Attributes:
+        stub: as of `is_stub`.
+        left_over: as of `left_over`.
+        line: as of `learners_line`.
+    """
+
+    stub: bool = False
+    left_over: str = ""
+    line: str = ""
+
+
+def told(error: BaseException) -> Told | None:
+    """What is known of an error that was raised in another process.
+
+    Args:
+        error: as it was raised here.
+
+    Returns:
+        What that process said; None for an error of this one.
+    """
+    return getattr(error, "told", None) if isinstance(getattr(error, "told", None), Told) else None
 
 
 def own_frames(error: BaseException, call: Callable | None = None) -> list[tuple[CodeType, int]]:
@@ -51,6 +79,8 @@ def learners_line(error: BaseException, call: Callable | None = None) -> str:
     Returns:
         The line, or "" when it cannot be told.
     """
+    if far := told(error):
+        return far.line
     frames = own_frames(error, call)
     return shorten(linecache.getline(frames[-1][0].co_filename, frames[-1][1])) if frames else ""
 
@@ -65,6 +95,8 @@ def is_stub(error: BaseException, call: Callable | None = None) -> bool:
     Returns:
         True for a NotImplementedError without text, out of a function that holds nothing else.
     """
+    if far := told(error):
+        return far.stub
     if not isinstance(error, NotImplementedError) or error.args:
         return False
     frames = own_frames(error, call)
@@ -81,6 +113,8 @@ def left_over(error: BaseException, call: Callable | None = None) -> str:
     Returns:
         A text, or "" when that is not what happened.
     """
+    if far := told(error):
+        return far.left_over
     if not isinstance(error, NotImplementedError) or error.args:
         return ""
     frames = own_frames(error, call)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import random
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,6 +36,7 @@ class Case:
         self.kwargs = {name: _repeatable(value) for name, value in kwargs.items()}
         self.label, self.raises = label, raises
         self.exact_dtype, self.gradients = exact_dtype, gradients
+        self.private = False  # True of an instructor's own case: its values are not shown
 
 
 class Stream:
@@ -108,6 +110,9 @@ class Exercise:
             ("gradient of x"), and "result" or "returned" is what the answer returned.
         id: name after the lesson's key and a point; the name of `reference` unless given.
         seconds: time limit of one case, in seconds.
+        draw: from a random number generator to further cases, of other sizes and values, for an instructor
+            who grades with a seed. Without it they are those of `cases` with other random numbers, which
+            changes nothing in cases that hold none.
     """
 
     reference: Callable
@@ -121,6 +126,7 @@ class Exercise:
     call: Callable | None = None
     id: str = ""
     seconds: float = 60.0
+    draw: Callable[[random.Random], list[Case]] | None = None
 
     @property
     def name(self) -> str:
@@ -163,9 +169,11 @@ class Result:
         cases: how many the exercise has; 1 for a prediction, 0 when there was no function to run.
         message: text for the learner.
         library: True when the answer that passed is the library's own function, or calls it.
+        right: in how many cases the answer was right, both times that it was called.
     """
 
     status: str
     cases: int
     message: str
     library: bool = False
+    right: int = 0

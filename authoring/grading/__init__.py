@@ -1,0 +1,1 @@
+"""What `course grade` is made of: submissions, the library without an answer, bound processes."""
