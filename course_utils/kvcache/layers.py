@@ -251,7 +251,7 @@ class SlidingWindowLayer(Layer):
 
     def __init__(self, window: int, sinks: int = 0) -> None:
         super().__init__()
-        _check_window(window, sinks)
+        check_window(window, sinks)
         self.window, self.sinks = window, sinks
 
     def get_max_length(self) -> int:
@@ -327,14 +327,23 @@ def window_mask(tokens: int, window: int, sinks: int = 0,
     Raises:
         ValueError: `window` or `sinks` is no whole number, or too small.
     """
-    _check_window(window, sinks)
+    check_window(window, sinks)
     query, key = torch.arange(tokens)[:, None], torch.arange(tokens)[None, :]
     visible = (key <= query) & ((query - key < window) | (key < sinks))
     mask = torch.zeros(tokens, tokens, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
     return mask[None, None]
 
 
-def _check_window(window: Any, sinks: Any) -> None:
+def check_window(window: Any, sinks: Any) -> None:
+    """Refuse a window or a number of first tokens that makes no sense.
+
+    Args:
+        window: tokens that a token looks at, itself included.
+        sinks: how many of the first tokens are seen besides.
+
+    Raises:
+        ValueError: one of them is no whole number, or too small.
+    """
     for name, value, low in (("window", window, 1), ("sinks", sinks, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name} must be a whole number of at least {low}, not {value!r}")

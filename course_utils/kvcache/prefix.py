@@ -14,6 +14,23 @@ from transformers.cache_utils import Cache
 from course_utils.kvcache.layers import DynamicLayer, make_cache
 
 
+def reusable(kept: Sequence[int], ids: Sequence[int]) -> int:
+    """How many tokens of a new prompt need not be read, because a kept prompt begins alike.
+
+    Args:
+        kept: token ids whose keys and values are at hand.
+        ids: token ids of the new prompt, one or more.
+
+    Returns:
+        The number of tokens that both have in common from the start, but at most one less than `ids` has: the
+        model must read at least one token to say what comes next.
+    """
+    n = 0
+    while n < min(len(kept), len(ids) - 1) and kept[n] == ids[n]:
+        n += 1
+    return n
+
+
 class PrefixStore:
     """Keeps the caches of past prompts, and starts new requests from the best of them.
 
@@ -77,23 +94,14 @@ class PrefixStore:
         ids = _checked(ids)
         best, n = None, 0
         for prompt in self.prompts:
-            shared = min(_shared(prompt, ids), len(ids) - 1)
-            if shared > n:
-                best, n = prompt, shared
+            if reusable(prompt, ids) > n:
+                best, n = prompt, reusable(prompt, ids)
         cache = make_cache(self.config, DynamicLayer)
         if best is not None:
             self.prompts.move_to_end(best)
             for layer, (keys, values) in zip(cache.layers, self.prompts[best], strict=True):
                 layer.update(keys[:, :, :n], values[:, :, :n])  # copies, so the store stays as it is
         return cache, n
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences have in common from the start."""
-    for n, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return n
-    return min(len(a), len(b))
 
 
 def _checked(ids: torch.Tensor | Iterable[int]) -> tuple[int, ...]:

@@ -4,15 +4,44 @@ A batch that is put together once runs until its longest answer is done, and the
 empty seats. Here the batch is put together anew for each token (G.-I. Yu et al., "Orca", OSDI 2022). When
 memory runs out in the middle of answers, the request that came last gives way: its memory is freed and it
 waits in front; later its tokens, prompt and answer so far, are read again (preemption by recomputation,
-arXiv 2309.06180, section 4.5).
+arXiv 2309.06180, section 4.5). A long prompt holds everybody up while it is read; read in pieces, it lets the
+others write in between (chunked prefill: A. Agrawal et al., "Sarathi-Serve", arXiv 2403.02310).
 """
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from course_utils.kvcache.block_tables import BlockAllocator, check_count
 from course_utils.kvcache.contiguous import ContiguousMemory
+
+
+def plan_step(unread: Sequence[int], budget: int) -> list[int]:
+    """How many tokens each running request reads in the next step, with at most `budget` tokens in all.
+
+    Who writes an answer has one unread token, the one that was written last. These come first: each reads its
+    token. What is left of the budget goes to those with more unread tokens (a prompt), first come, first
+    served: each gets as much of it as it can use.
+
+    Args:
+        unread: tokens that each running request has not read yet, 1 or more, in the order in which they came.
+        budget: most tokens in a step.
+
+    Returns:
+        Tokens that each request reads, from 0 to its unread ones.
+
+    Raises:
+        ValueError: the budget does not even suffice for those with one unread token.
+    """
+    plan = [1 if tokens == 1 else 0 for tokens in unread]
+    left = budget - sum(plan)
+    if left < 0:
+        raise ValueError(f"a budget of {budget} tokens is too small for {sum(plan)} requests that write")
+    for index, tokens in enumerate(unread):
+        if tokens > 1:
+            plan[index] = min(tokens, left)
+            left -= plan[index]
+    return plan
 
 
 @dataclass

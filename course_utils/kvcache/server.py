@@ -10,8 +10,9 @@ import torch
 from course_utils import measure
 from course_utils.costs import attention_window
 from course_utils.kvcache.block_tables import check_count
+from course_utils.kvcache.hashed import HashedPool
 from course_utils.kvcache.paged import KVPool, PagedCache
-from course_utils.kvcache.scheduler import Request, Scheduler
+from course_utils.kvcache.scheduler import Request, Scheduler, plan_step
 from course_utils.quantize.layerwise import short_text
 
 if TYPE_CHECKING:
@@ -33,25 +34,43 @@ class Server:
         max_batch: most requests that run at once.
         prefix: token ids that stand before every prompt (a system prompt): read once, stored once, shared.
         stop: token ids that end an answer.
+        budget: most tokens that are read in a step, at least max_batch: long prompts are then read in pieces
+            (chunked prefill). None: whole prompts.
+        find_prefixes: whether to look for blocks that hold the beginning of a prompt already
+            (`HashedPool`). Then no prefix need be named.
 
     Attributes:
         answers: request -> token ids of its answer, for finished requests.
         batches: how many requests each decoding pass served.
+        tokens_read: tokens that went through the model so far.
+        preemptions: how often a request had to give way so far.
 
     Raises:
-        ValueError: the model cannot be served, the prefix does not fit into the pool or the model, or a count
-            is no whole number of at least 1.
+        ValueError: the model cannot be served, the prefix does not fit into the pool or the model, both a
+            prefix and find_prefixes are given, or a count is no whole number of at least 1.
     """
 
     def __init__(self, model: PreTrainedModel, n_blocks: int, block_size: int = 16, max_batch: int = 8,
-                 prefix: Iterable[int] = (), stop: Iterable[int] = ()) -> None:
-        self.model, self.stop = model, set(stop)
+                 prefix: Iterable[int] = (), stop: Iterable[int] = (), budget: int | None = None,
+                 find_prefixes: bool = False) -> None:
+        self.model, self.stop, self.budget = model, set(stop), budget
+        self.prefix = list(prefix)
+        if budget is not None:
+            check_count("budget", budget)
+            if budget < max_batch:
+                raise ValueError(f"a budget of {budget} tokens does not suffice for a token for each of "
+                                 f"{max_batch} requests: raise budget, or lower max_batch")
+        if self.prefix and find_prefixes:
+            raise ValueError("find_prefixes finds prefixes without being told: give no prefix")
         check_model(model)
-        self.pool = KVPool(model.config, n_blocks, block_size, model.dtype, model.device)
+        kind = HashedPool if find_prefixes else KVPool
+        self.pool = kind(model.config, n_blocks, block_size, model.dtype, model.device)
         self.scheduler = Scheduler(self.pool, max_batch)
         self.ids, self.answers = {}, {}  # request name -> prompt and answer so far; finished answers
+        if find_prefixes:
+            self.pool.texts = self.ids
         self.batches = []  # how many requests each decoding pass served
-        self.prefix = list(prefix)
+        self.tokens_read = self.preemptions = 0
         if self.prefix:
             self.pool.check_fits(len(self.prefix))
             self._check_length(len(self.prefix))
@@ -93,17 +112,55 @@ class Server:
         Returns:
             Names of the requests that finished.
         """
-        self.scheduler.make_room()
-        running = [request.name for request in self.scheduler.running]
-        if running:
-            self.batches.append(len(running))
-            self._give(running, self._forward(running, [self.ids[name][-1:] for name in running]))
-        for request in self.scheduler.admit():  # one by one: prompts have different lengths
-            self._give([request.name], self._forward([request.name], [self.ids[request.name]]))
+        self.preemptions += len(self.scheduler.make_room())
+        writing = [request.name for request in self.scheduler.running if self._unread(request.name) == 1]
+        if writing:
+            self.batches.append(len(writing))
+            self._give(writing, self._forward(writing, [self.ids[name][-1:] for name in writing]))
+        self.scheduler.admit()
+        self._read_prompts(writing)
         finished = self.scheduler.finish()
         for request in finished:
             self.answers[request.name] = self.ids.pop(request.name)[request.prompt_tokens :]
         return [request.name for request in finished]
+
+    def written(self, name: Hashable) -> int:
+        """Tokens of a request's answer so far.
+
+        Args:
+            name: a request that was submitted.
+
+        Returns:
+            How many there are.
+
+        Raises:
+            ValueError: no such request was submitted.
+        """
+        if name in self.answers:
+            return len(self.answers[name])
+        for request in (*self.scheduler.running, *self.scheduler.waiting):
+            if request.name == name:
+                return request.generated
+        raise ValueError(f"no request {name!r} here: submit it first")
+
+    def _read_prompts(self, writing: Sequence[Hashable]) -> None:
+        """Read what is unread, as far as the budget goes, of all but those who wrote in this step."""
+        names = [request.name for request in self.scheduler.running]
+        unread = [1 if name in writing else self._unread(name) for name in names]
+        for name, n in zip(names, plan_step(unread, self.budget or sum(unread)), strict=True):
+            if n == 0 or name in writing:
+                continue
+            begin = self._stored(name)  # one by one: prompts have different lengths
+            token = self._forward([name], [self.ids[name][begin : begin + n]])
+            if self._unread(name) == 0:  # else there is more of the prompt to come
+                self._give([name], token)
+
+    def _stored(self, name: Hashable) -> int:
+        """Tokens of a running request, without the prefix, whose keys and values are in the pool."""
+        return self.pool.lengths[name] - len(self.prefix)
+
+    def _unread(self, name: Hashable) -> int:
+        return len(self.ids[name]) - self._stored(name)
 
     def _check_length(self, total: int) -> None:
         longest = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
@@ -116,6 +173,7 @@ class Server:
 
     def _forward(self, names: Sequence[Hashable], ids: Sequence[Sequence[int]]) -> list[int]:
         """The next token for each sequence after these new tokens (equally many each)."""
+        self.tokens_read += sum(map(len, ids))
         return _logits(self.model, self.pool, names, ids).argmax(dim=-1).tolist()
 
     def _give(self, names: Sequence[Hashable], tokens: Sequence[int]) -> None:

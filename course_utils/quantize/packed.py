@@ -9,6 +9,7 @@ unpacks inside the matrix product it is no faster than a float layer, and usuall
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,9 @@ from tqdm import tqdm
 
 from course_utils.quantize import affine, layerwise
 from course_utils.quantize.affine import Quantized, Scheme
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
@@ -164,33 +168,39 @@ class QuantLinear(nn.Module):
             layer.bias = bias.detach().clone()
         return layer
 
-    def quantized(self, dtype: torch.dtype = torch.float32) -> Quantized:
+    def quantized(self, dtype: torch.dtype = torch.float32, rows: Tensor | None = None) -> Quantized:
         """The stored integers, scales and zero points.
 
         Args:
             dtype: what `affine.dequantize` gives back.
+            rows: int64 [n], numbers of the rows that are wanted, and only they are unpacked; None: all.
 
         Returns:
-            The weight [out, in].
+            The weight [out, in], or [n, in].
         """
-        q = unpack(self.packed, self.scheme.bits, self.in_features)
+        parts = [self.packed, self.scale, *([] if self.scheme.symmetric else [self.packed_zero])]
+        if rows is not None:
+            parts = [part if self.scheme.group == "tensor" and part is not self.packed else part[rows]
+                     for part in parts]
+        q, scale = unpack(parts[0], self.scheme.bits, self.in_features), parts[1].float()
         if self.scheme.symmetric:
             q = (q.to(torch.int16) + self.scheme.qmin).to(torch.int8)
-            zero = torch.zeros(self.scale_shape, device=q.device)
+            zero = torch.zeros_like(scale)
         else:
-            zero = unpack(self.packed_zero, self.scheme.bits, self.scale_shape[1]).float()
-        return Quantized(q, self.scale.float(), zero, self.scheme, dtype)
+            zero = unpack(parts[2], self.scheme.bits, self.scale_shape[1]).float()
+        return Quantized(q, scale, zero, self.scheme, dtype)
 
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+    def dequantize(self, dtype: torch.dtype = torch.float32, rows: Tensor | None = None) -> Tensor:
         """The weight that the layer stands for.
 
         Args:
             dtype: of the result.
+            rows: as for `quantized`.
 
         Returns:
-            [out, in].
+            [out, in], or [n, in].
         """
-        return affine.dequantize(self.quantized(dtype))
+        return affine.dequantize(self.quantized(dtype, rows))
 
     def forward(self, x: Tensor) -> Tensor:
         """Unpack, dequantize, multiply.
@@ -207,6 +217,49 @@ class QuantLinear(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows in the brackets of this layer."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.scheme}"
+
+
+class QuantEmbedding(nn.Module):
+    """The vectors of tokens, out of a packed matrix [vocabulary, width].
+
+    Args:
+        table: the packed matrix. A model whose output layer is the embedding uses the same object there, so
+            that it is stored once.
+    """
+
+    def __init__(self, table: QuantLinear) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Unpack the rows of these tokens and no others.
+
+        Args:
+            ids: integer tensor [...].
+
+        Returns:
+            float32 [..., width].
+        """
+        return self.table.dequantize(rows=ids.flatten()).view(*ids.shape, -1)
+
+
+def replace_embedding(model: PreTrainedModel, scheme: Scheme) -> None:
+    """Pack the embedding, and the output layer with it: one matrix where the two are tied, else two.
+
+    Args:
+        model: a causal language model; changed in place.
+        scheme: what to quantize to.
+
+    Raises:
+        TypeError: as `affine.quantize`.
+        ValueError: as `affine.quantize`.
+    """
+    tokens, output = model.get_input_embeddings(), model.get_output_embeddings()
+    table = QuantLinear.from_quantized(affine.quantize(tokens.weight, scheme))
+    same = output.weight is tokens.weight and output.bias is None
+    packed_output = table if same else QuantLinear.from_linear(output, scheme)
+    model.set_input_embeddings(QuantEmbedding(table))
+    model.set_output_embeddings(packed_output)
 
 
 def replace_linears(

@@ -79,4 +79,37 @@ def test_bad_input_is_refused_in_one_line(model):
         "prompt_tokens must be": lambda: server.submit("b", [], 1),
         "max_new_tokens must be": lambda: server.submit("b", [1], 0),
         "needs 5 blocks": lambda: Server(model, 4, block_size=4, prefix=[1] * 17),
+        "raise budget, or lower max_batch": lambda: Server(model, 4, max_batch=8, budget=7),
+        "budget must be": lambda: Server(model, 4, budget=0),
+        "no request 'z' here": lambda: server.written("z"),
+        "give no prefix": lambda: Server(model, 4, prefix=[1], find_prefixes=True),
     })
+
+
+@pytest.mark.parametrize("n_blocks", [100, 9], ids=["roomy", "tight"])
+def test_prompts_read_in_pieces_give_the_same_texts(model, n_blocks):
+    server = Server(model, n_blocks, block_size=4, max_batch=3, budget=3)
+    asked = {f"r{i}": (prompt, 3 + 5 * i % 17) for i, prompt in enumerate(prompts(6))}
+    for name, (prompt, n) in asked.items():
+        server.submit(name, prompt, n)
+    most = 0
+    while server.scheduler.waiting or server.scheduler.running:
+        before = server.tokens_read
+        server.step()
+        most = max(most, server.tokens_read - before)
+    assert server.answers == {name: alone(model, prompt, n) for name, (prompt, n) in asked.items()}
+    assert most == 3  # never more than the budget
+    assert (server.preemptions > 0) == (n_blocks == 9)
+
+
+def test_those_who_write_go_on_while_a_long_prompt_is_read(model):
+    def written_while_read(budget):
+        server = Server(model, 40, block_size=4, max_batch=2, budget=budget)
+        server.submit("short", [1, 2], 30)
+        server.step()
+        server.submit("long", tokens(n=20, seed=5)[0].tolist(), 2)
+        while not server.written("long"):
+            server.step()
+        return server.written("short")
+
+    assert written_while_read(5) > written_while_read(None)
