@@ -18,6 +18,7 @@ class Engine:
         place: where the engine stands in lists and in the table, low numbers first.
         script: file in `home` that runs as a process.
         build_first: names out of the requirements that other packages need while they are built.
+        without: packages that pip brings along and that are removed again.
         variables: environment variables for pip and for the worker.
         megabytes: size of the installed environment, about; 0 when nobody has measured it.
         borrows: its environment also sees the course's packages, after its own. So torch is not installed
@@ -35,6 +36,7 @@ class Engine:
     place: int = 1000
     script: str = "worker.py"
     build_first: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
     variables: dict[str, str] = field(default_factory=dict)
     megabytes: int = 0
     borrows: bool = False
@@ -86,7 +88,9 @@ class Variant:
     Attributes:
         engine: its name.
         options: for its worker.
-        bits: of a weight of a linear layer, as stored.
+        bits: of a weight of a linear layer, as stored, its scale not counted.
+        activation_bits: of the numbers that these weights are multiplied with.
+        group: weights that share a scale: "32", "row"; "" where they have none.
         loads: "model" (the model's folder), "gguf" (the packaged file's folder) or the name of the engine
             whose prepared files it loads.
         part: sub-folder of those files.
@@ -95,5 +99,7 @@ class Variant:
     engine: str
     options: dict = field(default_factory=dict)
     bits: int = 32
+    activation_bits: int = 32
+    group: str = ""
     loads: str = "model"
     part: str = ""

@@ -47,7 +47,7 @@ def fingerprint(engine: Engine) -> str:
     """A hash of the engine's pins and of where it borrows packages; "missing" for an engine without pins."""
     borrowed = _site_packages() if engine.borrows else []  # another Python has other packages
     try:
-        return hashlib.sha256("\n".join([*pins(engine), *borrowed]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([*pins(engine), *engine.without, *borrowed]).encode()).hexdigest()
     except OSError:
         return "missing"
 
@@ -129,6 +129,9 @@ def _steps(engine: Engine, python: str | Path) -> list[tuple[str, list[str]]]:
         first = [line for line in pins(engine) if re.split(r"[=<>~! ]", line)[0] in engine.build_first]
         steps.append(("installing what other packages are built with", [*pip, *first]))
     steps.append(("installing all packages", [*pip, "--no-build-isolation", "-r", str(engine.requirements)]))
+    if engine.without:
+        remove = [str(engine.python), "-m", "pip", "uninstall", "--yes", *engine.without]
+        steps.append(("removing what does not fit", remove))
     return steps
 
 

@@ -24,6 +24,7 @@ def installed(names: Iterable[str] | None = None) -> list[str]:
 def measure_all(
     names: Sequence[str], prompt: Sequence[int], new_tokens: int, score: Sequence[int], threads: int = 1,
     repeats: int = 3, timeout: float = 300, model: str | Path | None = None, batch: int = 1,
+    window: int | None = None,
 ) -> list[dict]:
     """A row for each variant: speed, memory, size and agreement with FP32. Shows progress.
 
@@ -37,12 +38,14 @@ def measure_all(
         timeout: seconds for each engine.
         model: folder of the model (default: the embedded one).
         batch: sequences side by side, all with this prompt; rates count the tokens of all of them.
+        window: tokens of `score` that are read at once, each window without those before; None: all.
 
     Returns:
-        Rows with the same keys, None where there is no figure: "engine", "bits", "load (s)", "disk (MB)",
-        "resident (MB)", "peak (MB)", "prefill (tokens/s)", "decode (tokens/s)", "decode (tokens/CPU s)",
-        "top-1 match" (0 to 1), "KL (nats)", "same text" (greedy text equal to the reference's), "note" (why
-        there is no figure, and what installs the engine), "threads", "batch".
+        Rows with the same keys, None where there is no figure: "engine", "bits", "activation bits", "group",
+        "load (s)", "disk (MB)", "read (MB)" (weights that one step reads), "resident (MB)", "peak (MB)",
+        "prefill (tokens/s)", "decode (tokens/s)", "decode (tokens/CPU s)", "top-1 match" (0 to 1), "KL
+        (nats)", "top-1 by window" and "KL by window" (lists of them), "same text" (greedy text equal to the
+        reference's), "note" (why there is no figure, and what installs the engine), "threads", "batch".
 
     Raises:
         ValueError: there is no variant of such a name.
@@ -51,7 +54,7 @@ def measure_all(
         _variant(name)
     prompt, score = ([int(token) for token in ids] for ids in (prompt, score))
     request = {"prompt": prompt, "new_tokens": new_tokens, "score": score, "threads": threads,
-               "repeats": repeats, "batch": batch}
+               "repeats": repeats, "batch": batch, "window": window}
     answers, rows = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         order = [REFERENCE, *(name for name in names if name != REFERENCE)]
@@ -60,7 +63,8 @@ def measure_all(
             bar.set_postfix_str(name)
             file = Path(folder) / f"{len(rows)}.npy"
             answers[name] = call(name, request | {"logits_file": str(file)}, timeout, model)
-            rows[name] = _row(name, answers[name], file, answers[REFERENCE], Path(folder) / "0.npy")
+            rows[name] = _row(name, answers[name], file, answers[REFERENCE], Path(folder) / "0.npy",
+                              window or len(score))
             rows[name] |= {"threads": threads, "batch": batch}
             if len(rows) > 1:
                 file.unlink(missing_ok=True)
@@ -123,25 +127,34 @@ def _loads(name: str, model: str | Path | None) -> Path | EngineUnavailable:
 
 def _row(
     name: str, answer: Answer | EngineUnavailable, file: Path, reference: Answer | EngineUnavailable,
-    reference_file: Path,
+    reference_file: Path, window: int,
 ) -> dict:
     """The table's row of an answer; `file` and `reference_file` hold the two texts' logits."""
-    row = {"engine": name, "bits": VARIANTS[name].bits} | dict.fromkeys(
-        ["load (s)", "disk (MB)", "resident (MB)", "peak (MB)", "prefill (tokens/s)", "decode (tokens/s)",
-         "decode (tokens/CPU s)", "top-1 match", "KL (nats)", "same text"])  # fmt: skip
+    variant = VARIANTS[name]
+    row = {"engine": name, "bits": variant.bits, "activation bits": variant.activation_bits,
+           "group": variant.group} | dict.fromkeys(
+        ["load (s)", "disk (MB)", "read (MB)", "resident (MB)", "peak (MB)", "prefill (tokens/s)",
+         "decode (tokens/s)", "decode (tokens/CPU s)", "top-1 match", "KL (nats)", "top-1 by window",
+         "KL by window", "same text"])  # fmt: skip
     row["note"] = ""
     if not answer:
         return row | {"note": answer.details}
     found = answer.values
     row |= {
         "load (s)": found["load_seconds"], "disk (MB)": found["disk_bytes"] / 1e6,
+        "read (MB)": found["read_bytes"] / 1e6,
         "resident (MB)": found["resident_bytes"] / 1e6, "peak (MB)": found["peak_bytes"] / 1e6,
         "prefill (tokens/s)": found["prefill_rate"], "decode (tokens/s)": found.get("decode_rate"),
         "decode (tokens/CPU s)": found.get("decode_cpu_rate"),
     }  # fmt: skip
     if reference:
-        logits, expected = np.load(file), np.load(reference_file)
-        row |= {"top-1 match": agreement.top1_match(logits, expected),
-                "KL (nats)": agreement.mean_kl(expected, logits),
+        logits, expected = (np.load(each, mmap_mode="r") for each in (file, reference_file))
+        pieces = [slice(start, start + window) for start in range(0, len(expected), window)]
+        tokens = [len(expected[piece]) for piece in pieces]
+        top1 = [agreement.top1_match(logits[piece], expected[piece]) for piece in pieces]
+        kl = [agreement.mean_kl(expected[piece], logits[piece]) for piece in pieces]
+        row |= {"top-1 match": float(np.average(top1, weights=tokens)),
+                "KL (nats)": float(np.average(kl, weights=tokens)),
+                "top-1 by window": top1, "KL by window": kl,
                 "same text": found["tokens"] == reference.values["tokens"]}
     return row

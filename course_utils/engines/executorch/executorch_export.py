@@ -93,13 +93,16 @@ def quantize(model: PreTrainedModel) -> None:
               lambda module, _: isinstance(module, torch.nn.Embedding))
 
 
-def export(model_folder: str | Path, file: str | Path, int4: bool = False) -> None:
+def export(model_folder: str | Path, file: str | Path, int4: bool = False) -> int:
     """Write the program to `file`, its weights in it.
 
     Args:
         model_folder: folder of the model.
         file: path of the .pte file.
         int4: quantize the weights.
+
+    Returns:
+        Bytes of the embedding's numbers, which are in the file beside those of the output layer.
 
     Raises:
         ValueError: the model is no Llama-like one with `model.model` and `model.lm_head`.
@@ -123,3 +126,4 @@ def export(model_folder: str | Path, file: str | Path, int4: bool = False) -> No
     settings = ExecutorchBackendConfig(do_quant_fusion_and_const_prop=int4)
     with open(file, "wb") as out:
         program.to_executorch(settings).write_to_file(out)
+    return model.get_input_embeddings().weight.numel() * (1 if int4 else 4)

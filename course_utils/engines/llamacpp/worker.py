@@ -1,4 +1,4 @@
-"""llama.cpp on a GGUF file, through its own C functions.
+"""llama.cpp on a GGUF file, through its own C functions. prepare makes "q4_0" and "q4_k_m": gguf_file.py.
 
 xllamacpp is a prebuilt wheel of llama.cpp. Its Python side has a server only, whose scores come as text, half
 a second a position. But the library's C functions are in the same file, and `ctypes` calls them. llama.cpp's
@@ -102,6 +102,13 @@ class LlamaCppSession(Session):
         self._forget()
         self._read(ids, [1] * len(ids))
         return np.stack([self._scores(position).copy() for position in range(len(ids))])
+
+    def prepare(self, step: str, model: str, source: str | None, out: str) -> None:
+        """Write the model as GGUF; the step is the format."""
+        from gguf_file import write
+
+        Path(out).mkdir(parents=True, exist_ok=True)
+        write(model, Path(out) / "model.gguf", step, functions())
 
     def _forget(self) -> None:
         self.seen = 0

@@ -1,8 +1,10 @@
 """ONNX Runtime on our own export: FP32, INT8 and INT4.
 
 prepare makes, each in a folder of its own: "fp32", the graph of onnx_export.py; "int8", weights INT8 and
-activations INT8, quantized while it runs (dynamic); "int4", weights INT4 in blocks of 32 (MatMulNBits,
-computed in INT8: accuracy level 4), with embedding and output layer in INT8.
+activations INT8, quantized while it runs (dynamic), with 7 of the 8 bits; "int8-full", the same with all 8;
+"int4", weights INT4 in blocks of 32 with scale and zero point (MatMulNBits, computed in INT8: accuracy level
+4), with embedding and output layer in INT8; "int4-64", the same in blocks of 64 with a scale only. That one
+reads as many bytes as llama.cpp's Q4_0: one scale in FP32 for 64 weights is as long as two in FP16.
 """
 
 from pathlib import Path
@@ -15,7 +17,7 @@ if TYPE_CHECKING:  # what the quoted hints name
     import numpy as np
     import onnx
 
-BLOCK = 32
+BLOCKS = {"int4": 32, "int4-64": 64}
 
 
 class OwnExport(OnnxSession):
@@ -24,39 +26,113 @@ class OwnExport(OnnxSession):
     packages = ("onnxruntime", "onnx", "onnxscript", "torch")
 
     def prepare(self, step: str, model: str, source: str | None, out: str) -> None:
-        """Make model.onnx of the step "fp32", "int8" or "int4"."""
+        """Make model.onnx of one step."""
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        steps = {"fp32": self._export, "int8": self._int8, "int4": self._int4}
-        steps[step](model, out, out.parent / "fp32" / "model.onnx")
+        fp32 = out.parent / "fp32" / "model.onnx"
+        if step == "fp32":
+            from onnx_export import export
 
-    def _export(self, model: str, out: Path, _: Path) -> None:
-        from onnx_export import export
+            export(model, out / "model.onnx")
+        elif step in BLOCKS:
+            self._int4(out, fp32, BLOCKS[step])
+        else:
+            self._int8(out, fp32, reduce_range=step == "int8")
 
-        export(model, out / "model.onnx")
+    def load(self, folder: str | Path) -> None:
+        """Read the graph, unless the processor lacks the instructions that it needs."""
+        needs = set(self.options.get("needs", ()))
+        if needs and not needs & instructions():
+            raise ValueError(f"this processor has neither {' nor '.join(sorted(needs))}: sums of products of "
+                             "8-bit numbers would overflow in 16 bits")
+        super().load(folder)
 
-    def _int8(self, _: str, out: Path, fp32: Path) -> None:
+    def read_bytes(self, folder: str | Path) -> int:
+        """Of the graph's tensors; one that is only looked up does not count."""
+        return multiplied(Path(folder) / "model.onnx")
+
+    def _int8(self, out: Path, fp32: Path, reduce_range: bool) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         # 7 of the 8 bits (reduce_range): without VNNI instructions a processor adds pairs of products in 16
         # bits, which overflow at 8. The model then writes nonsense, and nothing says so.
         # Only what holds weights: the quantizer takes the operator Attention for an older one of that name.
         quantize_dynamic(fp32, out / "model.onnx", op_types_to_quantize=["Gather", "Gemm", "MatMul"],
-                         weight_type=QuantType.QInt8, per_channel=True, reduce_range=True,
+                         weight_type=QuantType.QInt8, per_channel=True, reduce_range=reduce_range,
                          use_external_data_format=True)
 
-    def _int4(self, _: str, out: Path, fp32: Path) -> None:
+    def _int4(self, out: Path, fp32: Path, block: int) -> None:
         import onnx
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         model = onnx.load(fp32)
         head = untie(model)
         for bits, left_out in ((4, [head]), (8, [])):  # the second round finds the output layer only
-            quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=BLOCK, is_symmetric=False,
-                                             accuracy_level=4, nodes_to_exclude=left_out)
+            quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=block, accuracy_level=4,
+                                             is_symmetric=block == 64, nodes_to_exclude=left_out)
             quantizer.process()
             model = quantizer.model.model
+        merge_products(model)
         onnx.save(model, out / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+
+
+def instructions() -> set[str]:
+    """Names of the processor's instruction sets, as cpuid calls them; empty where nobody can tell."""
+    import cpuinfo
+
+    return set(cpuinfo.get_cpu_info().get("flags", []))
+
+
+def multiplied(file: str | Path) -> int:
+    """Bytes of the graph's weights, without tables that nothing but a look-up (Gather) uses."""
+    import math
+
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    table = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    table -= {name for node in graph.node for name in node.input[node.op_type == "Gather":]}
+    dtype = onnx.helper.tensor_dtype_to_np_dtype
+    return sum(math.prod(tensor.dims) * dtype(tensor.data_type).itemsize
+               for tensor in graph.initializer if tensor.name not in table)
+
+
+def merge_products(model: "onnx.ModelProto") -> None:
+    """Make one product of those that multiply the same numbers: query, key and value; gate and up.
+
+    The threads then meet once instead of two or three times. The results are the same numbers, split up.
+    """
+    import numpy as np
+    import onnx
+
+    graph, make = model.graph, onnx.helper.make_node
+    to_array, to_tensor = onnx.numpy_helper.to_array, onnx.numpy_helper.from_array
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    groups: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            groups.setdefault(node.input[0], []).append(node)
+    for together in (nodes for nodes in groups.values() if len(nodes) > 1):
+        first = together[0]
+        merged = [f"{first.name}_merged_{place}" for place in range(1, len(first.input))]
+        for place, name in enumerate(merged, 1):  # packed weights, scales, zero points: a row of each output
+            parts = [to_array(tensors.pop(node.input[place])) for node in together]
+            tensors[name] = to_tensor(np.concatenate(parts), name)
+        settings = [{item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+                    for node in together]
+        sizes = [setting["N"] for setting in settings]
+        tensors[f"{first.name}_sizes"] = to_tensor(np.array(sizes, np.int64), f"{first.name}_sizes")
+        product = make("MatMulNBits", [first.input[0], *merged], [f"{first.name}_all"], f"{first.name}_all",
+                       domain=first.domain, **settings[0] | {"N": sum(sizes)})
+        split = make("Split", [f"{first.name}_all", f"{first.name}_sizes"],
+                     [node.output[0] for node in together], f"{first.name}_split", axis=-1)
+        position = list(graph.node).index(first)
+        for node in together:
+            graph.node.remove(node)
+        graph.node.insert(position, product)
+        graph.node.insert(position + 1, split)
+    del graph.initializer[:]
+    graph.initializer.extend(tensors.values())
 
 
 def untie(model: "onnx.ModelProto") -> str:

@@ -45,6 +45,10 @@ class OpenVinoSession(ExportedSession):
         self.cache = dict(zip(self.past, present, strict=True))
         return logits[0].copy()
 
+    def read_bytes(self, folder: str | Path) -> int:
+        """The weights without the graph's description."""
+        return (Path(folder) / "model.bin").stat().st_size
+
     def prepare(self, step: str, model: str, source: str | None, out: str) -> None:
         """Compress the weights of the FP32 graph, as the step "int8" or "int4" says."""
         import nncf

@@ -5,16 +5,22 @@ memory is exact, no other library's threads are awake, and a crash is a row in a
 request from standard input and prints one JSON answer as its last line.
 
 Request {"task": "measure", "folder": what the engine loads, "options": {...}, "prompt": [ids],
-         "new_tokens": 32, "score": [ids], "logits_file": path or null, "threads": 1, "repeats": 3,
-         "batch": 1}
-Answer: load_seconds, disk_bytes, resident_start / _loaded / _bytes and peak_bytes, prefill_rate and
-decode_rate (tokens per second of the whole batch, median of the repeats), prefill_cpu_rate and
-decode_cpu_rate (tokens per CPU second: they hold on a busy machine, too), tokens (what it wrote), threads,
-batch, versions. The logits of `score`, FP32 [tokens, vocabulary], go to logits_file (.npy).
+         "new_tokens": 32, "score": [ids], "window": null, "logits_file": path or null, "threads": 1,
+         "repeats": 3, "batch": 1}
+Answer: load_seconds, disk_bytes, read_bytes (weights that one step reads), resident_start / _loaded / _bytes
+and peak_bytes, prefill_rate and decode_rate (tokens per second of the whole batch, median of the repeats),
+prefill_cpu_rate and decode_cpu_rate (tokens per CPU second: they hold on a busy machine, too), tokens (what
+it wrote), threads, batch, versions. The logits of `score`, FP32 [tokens, vocabulary], go to logits_file
+(.npy). With a window of n tokens, the text is read in pieces of n, each without those before it; the last one
+may be shorter.
 batch: so many sequences side by side, all with this prompt. An engine that reads one at a time refuses more.
 
 Request {"task": "prepare", "step": name, "model": folder, "source": folder or null, "out": folder} makes
 files that the engine loads later. Request {"task": "versions"} says what is installed.
+
+Request {"task": "requests", "folder", "options", "requests": [[ids, n], ...], "repeats": 1, "threads": 1}
+lets a server answer all of them, n tokens each, greedy. Answer: runs, for each repeat {"seconds", "answers",
+"preemptions", "found"}, and versions. Engines that are no servers refuse.
 
 This file imports nothing of the course: it also runs where the course is not installed.
 """
@@ -49,6 +55,7 @@ class Session:
     packages: tuple[str, ...] = ()  # names whose versions matter
     weights: tuple[str, ...] = ("*.safetensors",)  # files of the folder that hold the weights
     batches = True  # False: reads one sequence at a time
+    server = False  # True: has `requests`
 
     def __init__(self, options: dict | None = None, threads: int = 1, batch: int = 1) -> None:
         self.options, self.threads, self.batch = options or {}, threads, batch
@@ -74,6 +81,17 @@ class Session:
         """Scores of the next token after each token of ids: float32 NumPy array [tokens, vocabulary].
 
         Of one sequence, whatever the batch.
+        """
+        raise NotImplementedError
+
+    def requests(self, asked: Sequence[tuple[Sequence[int], int]]) -> dict:
+        """Answer many requests, as a server does: who runs with whom is its decision.
+
+        Args:
+            asked: pairs (prompt's ids, tokens of the answer).
+
+        Returns:
+            "seconds", "answers" (their ids), and what the server counts.
         """
         raise NotImplementedError
 
@@ -116,6 +134,13 @@ class Session:
     def disk_bytes(self, folder: str | Path) -> int:
         """Bytes of the files that hold the weights."""
         return sum(path.stat().st_size for pattern in self.weights for path in Path(folder).glob(pattern))
+
+    def read_bytes(self, folder: str | Path) -> int:
+        """Bytes of weights that one step reads, their scales included: here all that lies on disk.
+
+        A table that is only looked up does not count. One that is the output layer, too, does.
+        """
+        return self.disk_bytes(folder)
 
     def versions(self) -> dict[str, str | None]:
         """Versions of what is installed, by package, and of Python; None for a package that is not there."""
@@ -165,10 +190,23 @@ def measure(session: Session, request: dict) -> dict:
         answer["decode_rate"] = median(written / clock.wall for _, _, clock in runs)
         answer["decode_cpu_rate"] = median(written / max(clock.cpu, 1e-9) for _, _, clock in runs)
     if request.get("logits_file"):
-        import numpy as np
-
-        np.save(request["logits_file"], np.asarray(session.logits(request["score"]), dtype=np.float32))
+        save_logits(session, request["score"], request.get("window"), request["logits_file"])
+    answer["read_bytes"] = session.read_bytes(request["folder"])
     return answer
+
+
+def save_logits(session: Session, ids: Sequence[int], window: int | None, file: str) -> None:
+    """Write the scores of a text to a file, one window in memory at a time."""
+    import numpy as np
+
+    window = window or len(ids)
+    saved = None
+    for start in range(0, len(ids), window):
+        scores = np.asarray(session.logits(ids[start:start + window]), dtype=np.float32)
+        if saved is None:
+            saved = np.lib.format.open_memmap(file, "w+", np.float32, (len(ids), scores.shape[1]))
+        saved[start:start + window] = scores
+    saved.flush()
 
 
 def resident() -> int:
@@ -232,6 +270,13 @@ def _answer(session: Session, request: dict) -> dict:
         with Clock() as clock:
             session.prepare(request["step"], request["model"], request.get("source"), request["out"])
         return {"seconds": clock.wall, "peak_bytes": peak(), "versions": session.versions()}
+    if task == "requests":
+        if not session.server:
+            raise ValueError(f"{type(session).__name__} answers one request after the other: it is no server")
+        session.load(request["folder"])
+        session.generate(request["requests"][0][0], 4)  # the first pass pays for buffers and compilation
+        runs = [session.requests(request["requests"]) for _ in range(request.get("repeats", 1))]
+        return {"runs": runs, "versions": session.versions()}
     if task == "versions":
         return {"versions": session.versions()}
-    raise ValueError(f"unknown task {task!r}: known are measure, prepare, versions")
+    raise ValueError(f"unknown task {task!r}: known are measure, prepare, requests, versions")

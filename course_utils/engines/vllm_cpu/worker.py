@@ -1,0 +1,7 @@
+"""vLLM on the CPU."""
+
+from protocol import serve
+from vllm_session import VllmSession
+
+if __name__ == "__main__":
+    serve(VllmSession)
