@@ -13,6 +13,7 @@ Figures of one bench are measured in one run, one after the other, and read as r
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
@@ -47,6 +48,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
+SAME = ("cpu", "cores", "threads", "gpu", "torch", "transformers")  # of all rows of a record
+
+
 def resume(
     name: str, title: str, runs: dict[tuple, dict[str, Any]], measure: Callable[..., dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -62,13 +66,25 @@ def resume(
 
     Returns:
         All rows, in the order of `runs`.
+
+    Raises:
+        CourseError: rows are missing, and those of the record come from another machine, other versions or
+            another number of threads: the record names one of each.
     """
+    from course_utils import measure as here
     from course_utils import records
+    from course_utils.errors import CourseError
 
     kept = records.load(name)
     known = kept["results"]["rows"] if kept else []
     rows = {run: next((row for row in known if keys.items() <= row.items()), None)
             for run, keys in runs.items()}
+    if known and None in rows.values():
+        before, now = kept["provenance"], asdict(here.machine_card())
+        other = [f"{what} {before[what]} and not {now[what]}" for what in SAME if before[what] != now[what]]
+        if other:
+            raise CourseError(f"recorded/{name}.json holds rows made with {', '.join(other)}. "
+                              "Go on there, or move the file away to begin anew")
     for run, keys in runs.items():
         if rows[run] is None:
             rows[run] = keys | measure(*run)
