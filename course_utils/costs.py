@@ -4,6 +4,7 @@ The formulas are for the Llama architecture (grouped-query attention, gated MLP,
 H. Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv 2302.13971, section 2.2.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,6 +60,28 @@ def bytes_at_bits(
         groups = -(-parameters // group_size)
         total += groups * (scale_bits + zero_bits)
     return -(-total // 8)
+
+
+def stored_bytes(config: "LlamaConfig", block_bits: float, table_bits: float, norm_bits: float = 32) -> int:
+    """Bytes of a Llama model whose blocks and whose token table are stored in different widths.
+
+    Quantizing usually means the matrices of the blocks. The norms stay as they are, and the token table (the
+    embedding, and the output matrix where it is no copy) stays or gets a width of its own.
+
+    Args:
+        config: as in `parameter_count`.
+        block_bits: bits of one weight of the blocks' matrices, with its share of scales and zero points.
+        table_bits: bits of one number of the token table, with its share of scales.
+        norm_bits: bits of one number of the norms.
+
+    Returns:
+        Whole bytes, rounded up.
+    """
+    copies = 1 if config.tie_word_embeddings else 2
+    table = copies * config.vocab_size * config.hidden_size
+    norms = (2 * config.num_hidden_layers + 1) * config.hidden_size
+    matrices = parameter_count(config) - table - norms
+    return math.ceil((matrices * block_bits + table * table_bits + norms * norm_bits) / 8)
 
 
 def arithmetic_intensity(rows: int, inner: int, columns: int, element_bytes: float) -> float:

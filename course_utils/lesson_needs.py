@@ -34,4 +34,6 @@ LESSONS = {  # every lesson that uses LM; () takes any causal language model
     "distillation": ("linear layers", "two blocks"),
     "merging": (),
     "kv_cache": ("Llama's count", "full attention", "512 tokens"),
+    "serving": ("full attention", "512 tokens"),
+    "outlook": ("Llama's blocks", "full attention", "512 tokens", "two blocks"),
 }

@@ -36,7 +36,9 @@ def prepare() -> None:
         command = [sys.executable, "-m", "pip", "install", "-q", "-c", str(constraints), *wanted]
         done = subprocess.run(command, env=variables.for_pip(), capture_output=True, text=True)
     if done.returncode:
-        raise CourseError(f"could not install {', '.join(wanted)}: {done.stderr.strip()[-500:]}")
+        said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1][-300:]
+        raise CourseError(f"could not install {', '.join(wanted)} ({said}). Run this cell again; if it fails "
+                          "again, choose Runtime > Disconnect and delete runtime, and begin anew.")
     importlib.invalidate_caches()
 
 

@@ -61,6 +61,26 @@ def show(fig: Figure, alt: str) -> None:
         TypeError: fig is not a figure.
         ValueError: alt says nothing.
     """
+    data, metadata = bundle(fig, alt)
+    display(data, metadata=metadata, raw=True)
+    display(Markdown(f"*Figure: {_escape(metadata['image/png']['alt'])}*"))
+    plt.close(fig)
+
+
+def bundle(fig: Figure, alt: str) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """A figure as an output of a notebook has it.
+
+    Args:
+        fig: the figure.
+        alt: as of `show`.
+
+    Returns:
+        Data and metadata of the output, by MIME type.
+
+    Raises:
+        TypeError: fig is not a figure.
+        ValueError: alt says nothing.
+    """
     if not isinstance(fig, matplotlib.figure.Figure):
         raise TypeError(f"show needs a matplotlib Figure (from plt.subplots()), not {type(fig).__name__}")
     alt = " ".join(alt.split()) if isinstance(alt, str) else ""
@@ -68,10 +88,8 @@ def show(fig: Figure, alt: str) -> None:
         raise ValueError(
             f"alt must say in {SHORTEST_ALT} characters or more what the picture shows, not {alt!r}"
         )
-    bundle = {"image/png": base64.b64encode(png(fig)).decode(), "text/plain": f"Figure: {alt}"}
-    display(bundle, metadata={"image/png": {"alt": alt}}, raw=True)
-    display(Markdown(f"*Figure: {_escape(alt)}*"))
-    plt.close(fig)
+    data = {"image/png": base64.b64encode(png(fig)).decode(), "text/plain": f"Figure: {alt}"}
+    return data, {"image/png": {"alt": alt}}
 
 
 def png(fig: Figure) -> bytes:

@@ -17,7 +17,7 @@ import bitsandbytes.functional as bnb
 import matplotlib.pyplot as plt
 import torch
 
-from course_utils import data, formats, measure, models, plots, records, shapes
+from course_utils import data, explore, formats, measure, models, plots, records, shapes
 
 plots.style()
 
@@ -99,6 +99,21 @@ for format, integer, dtype in (
     theirs = codes.to(integer).view(dtype).float()
     agree = same_number(formats.decode(codes, format), theirs)
     print(f"{format.name:9} {agree.sum():6,} of {len(codes):6,} codes agree with {dtype}")
+
+# %% [markdown] name="explore-text"
+# A cosmic ray, or a failing memory chip, can turn a single bit over. Which bit of 0.1 would do the most harm
+# in BF16? Guess first, then run the cell and move *flip*: it says which bit is turned over, counted from the
+# left. (The sliders need a running kernel. Without one you see three states.)
+
+# %% name="explore"
+explore.explore(
+    explore.draw_number,
+    still=[{"format": "BF16", "number": 0.1, "flip": 0}, {"format": "BF16", "number": 0.1, "flip": 2},
+           {"format": "FP8 E4M3", "number": 0.1, "flip": 0}],
+    format=list(formats.FLOATS),
+    number=[-3, -0.1, 0, 0.001, 0.01, 0.1, 0.5, 1, 1.1, 3.1416, 6, 100, 448, 65504, 70000],
+    flip=range(17),
+)  # fmt: skip
 
 # %% [markdown] name="range-text"
 # ## Range and step
@@ -509,9 +524,10 @@ for size, place in zip(sizes.tolist(), places.tolist(), strict=True):
     print(f"token {place:3d}: largest number {size:,.0f}")
 
 # %% [markdown] name="massive-reading"
-# One channel of one token, the first, thousands of times as large as the rest. Such **massive activations**
-# were found in many language models (Sun et al., arXiv 2402.17762). They belong to the first token, whatever
-# it is, and the model needs them: attention heads that have nothing to do rest on that token.
+# One channel of one token, the first: over a hundred times as large as anything at the other tokens, and
+# thousands of times the median. Such **massive activations** were found in many language models (Sun et al.,
+# arXiv 2402.17762): at the first token, whatever it is, in some models also at the first full stop or line
+# break. Set to zero, they ruin the model: attention heads that have nothing to do rest on that token.
 #
 # It fits into FP16, by a factor of three. But a norm squares its input. If everything were computed in FP16:
 
@@ -521,8 +537,8 @@ for name in ("FP32", "BF16", "FP16"):
     print(f"{name}: {peak.item():,.0f} squared is {square.item():.3g}")
 
 # %% [markdown] name="norm-overflow-reading"
-# Infinity, and everything divided by it is zero. That is why norms convert to FP32 first, whatever the
-# model's dtype, and one reason why models are trained in BF16 rather than FP16.
+# Infinity, and everything divided by it is zero. That is one reason why norms convert to FP32 first, whatever
+# the model's dtype, and why models are trained in BF16 rather than FP16.
 #
 # ## The model in every format
 #
@@ -608,13 +624,15 @@ else:
 # - FP4 alone destroys the model. Most weights became zero, all others 0.5 or more. The scale makes the
 #   difference, not the four bits.
 # - E4M3 is a floating-point format: its steps are relative already, so dividing by a scale moves a weight
-#   along the saw and changes little, as long as few weights are subnormal. INT8 has steps of one size, 127
+#   along the saw and hardly changes the error of the weights, as long as few of them are subnormal. What it
+#   does to the perplexity stands among the sentences above. INT8 has steps of one size, 127
 #   on either side: in a narrow band they are finer than E4M3's.
 # - At 4 bits it matters where the 16 numbers are, how large the block is, and how fine its scale.
 #   Bits per weight are part of the comparison: INT4 and MXFP4 have 4.25, NF4 and NVFP4 4.5.
-# - This model is small. The larger a model, the less it loses at 4 bits: {lesson:gptq} has the figures.
+# - This model is small. Published losses of larger models at 4 bits are smaller: {lesson:awq} quotes one.
 #
-# Is it this model that makes E4M3 so indifferent to a scale? Its weights are large: the first line below
+# Is it this model that makes E4M3's error so indifferent to a scale? Its weights are large: the first line
+# below
 # has their spread as it is. Many models have weights that spread by 0.02 only. Shrink the weights of one
 # matrix, and see whom it hurts. E4M3's subnormal numbers begin below 2^-6 = 0.016.
 
@@ -632,8 +650,8 @@ measure.table(rows)
 
 # %% [markdown] name="article-drop-text"
 # With a scale for each row all three lines are the same: the scale undoes the shrinking. Without one E4M3
-# gets coarser the smaller the weights are. So "a scale hardly helps E4M3" is about this model, not about
-# E4M3.
+# gets coarser the smaller the weights are. So "a scale hardly changes E4M3's error" is about this model's
+# weights, not about E4M3.
 #
 # The article that this course examines puts 8 bits at less than 1 % and 4 bits at about 2 % of accuracy.
 # Accuracy on a task is a coarser measure than perplexity, and its models are larger. What this model says:
@@ -787,9 +805,10 @@ for name, other in (("FP8 E4M3", "FP8 E5M2"), ("FP8 E4M3 row", "FP8 E4M3"), ("FP
     print(measure.compare(inputs[name], inputs[other]).sentence(name, other))
 
 # %% [markdown] name="activation-reading"
-# E4M3 cuts the largest inputs to 448. What is cut is still by far the largest number
-# of its token, and the next norm divides by it in any case: the direction of the vector hardly changes. E5M2
-# keeps that one number and pays with coarse steps for all others.
+# E4M3 cuts the largest inputs to 448. How can that go well? An explanation that fits, not tested: what is cut
+# is still by far the largest number of its token, and the next norm divides by what comes of it in any case:
+# the direction of the vector hardly changes. E5M2 keeps that one number and pays with coarse steps for all
+# others.
 #
 # This is luck of a kind. Without saturation, one number that is too large makes NaN of everything. With a
 # scale for each token nothing is cut off at all.

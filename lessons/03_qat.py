@@ -1,7 +1,7 @@
 # %% [markdown] name="title" goal="What training with the rounding errors in place wins back, and its price"
 # # Quantization-aware training
 #
-# {Lesson:ptq} rounded a finished model. At 8 bits nobody noticed, at 2 bits the model was ruined. Can a model
+# {Lesson:ptq} rounded a finished model. Weights in 8 bits changed little, in 2 bits they ruined it. Can it
 # learn to live with its rounding errors, if they are already there while it is trained? That is
 # **quantization-aware training**, QAT for short. Rounding a finished model is called **post-training
 # quantization**, PTQ.
@@ -327,8 +327,9 @@ del clipped
 # `fake_quantize` computes this already, once the scale asks for a gradient. One thing is left. The
 # gradients of all $n$ values that share a scale are added up, so the scale would be pulled much harder
 # than a single weight. LSQ multiplies its gradient by $g = 1 / \sqrt{n\, q_{max}}$. (With the optimizer
-# used here, AdamW, that matters less than in the paper, which used plain gradient descent: Adam makes all
-# steps about as large as the learning rate, whatever the size of the gradient. That has a risk of its own.
+# used here, AdamW, that matters less than in the paper, which used gradient descent with momentum: Adam makes
+# all steps about as large as the learning rate, whatever the size of the gradient. That has a risk of its
+# own.
 # At 8 bits a scale is about 0.001, and a few steps could carry it below 0. So our layer keeps each scale
 # above a tenth of the one that absmax gives.)
 #
@@ -337,7 +338,7 @@ del clipped
 # %% name="ex-learned-scale" exercise="course_utils.quantize.qat:learned_scale" points=3
 
 # %% [markdown] name="lsq-train-text"
-# LSQ begins with the scale $2 \cdot \mathrm{mean}|x| / \sqrt{q_{max}}$, much smaller than absmax. How
+# LSQ begins with the scale $2 \cdot \mathrm{mean}|x| / \sqrt{q_{max}}$, smaller than that of absmax. How
 # good is that scale before any training, and how good after the same 16 steps?
 
 # %% name="lsq" atol=60

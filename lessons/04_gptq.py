@@ -126,13 +126,14 @@ size = matrix.diagonal().sqrt()
 relation = (matrix / size[:, None] / size[None, :])[:96, :96]
 short = QUERY.rpartition(".")[2]
 fig, ax = plt.subplots(figsize=(5, 4.2))
-image = ax.imshow(relation, cmap="RdBu", vmin=-1, vmax=1)
-fig.colorbar(image, ax=ax, label="how far two inputs move together")
-ax.set(xlabel="input", ylabel="input", title=f"Inputs of {short} are related")
+image = ax.imshow(relation, cmap="RdBu", vmin=-0.3, vmax=0.3)
+fig.colorbar(image, ax=ax, extend="both", label="how far two inputs move together")
+ax.set(xlabel="input", ylabel="input", title=f"How inputs of {short} are related")
 ax.grid(visible=False)
-strong = (relation.abs() > 0.3).float().mean().item()
-plots.show(fig, f"Square map of the first {len(relation)} inputs of {short} against each other. Besides the "
-                f"diagonal many pairs are coloured: {strong:.0%} of all entries are beyond 0.3 in size.")
+beside = relation[~torch.eye(len(relation), dtype=torch.bool)].abs()
+plots.show(fig, f"Square map of the first {len(relation)} inputs of {short} against each other. Beside the "
+                f"diagonal, which is 1, most pairs are pale: {(beside > 0.1).float().mean():.0%} of them are "
+                f"beyond 0.1 in size, the largest is {beside.max():.2f}.")
 
 # %% [markdown] name="obq-text"
 # ## Step 1: one row, exactly
@@ -356,9 +357,10 @@ lowest = min(DAMPINGS, key=lambda d: unseen[few, d])
 print(f"Damping {lowest:g} makes it {unseen[few, lowest]:.2f}.")
 
 # %% [markdown] name="overfit-explained"
-# So this is the answer. A Hessian of 1,536 inputs has 1.2 million different entries, and 2,048 tokens cannot
-# tell them. GPTQ then cancels errors along relations that hold in this text only. It is **overfitting**, as
-# in training. And it hides: the error that the method reports, on the text it saw, looks wonderful.
+# That may be the answer; the records further down ask it of the whole model. A Hessian of 1,536 inputs has
+# 1.2 million different entries, and 2,048 tokens cannot tell them. GPTQ then cancels errors along relations
+# that hold in this text only. It is **overfitting**, as in training. And it hides: the error that the method
+# reports, on the text it saw, looks wonderful.
 #
 # There are two cures. More text: the paper takes 128 pieces of 2,048 tokens, 262,144 in all. Or more
 # damping, which tells the method to trust the relations less; with infinite damping it *is* round to
@@ -372,8 +374,8 @@ print(f"Damping {lowest:g} makes it {unseen[few, lowest]:.2f}.")
 # ## The whole model
 #
 # Block by block: measure what goes into the layers of a block, quantize them, let the text pass through
-# the quantized block, and go on. Later blocks see the errors of the earlier ones and make up for part of
-# them. First round to nearest, then GPTQ, on the same held-out text.
+# the quantized block, and go on. So a later block is fitted to the inputs that it will really get, with the
+# errors of the earlier ones in them. First round to nearest, then GPTQ, on the same held-out text.
 
 # %% name="whole-nearest" tolerance=0.02
 SCHEME = Scheme(bits=4, group=64)
@@ -498,7 +500,8 @@ else:
 if ranked:
     more = measure.compare(ranked["GPTQ, damping 0.2", 4], ranked["GPTQ, damping 0.01", 4])
     print("The layer's error on new text asked for more damping. The model's perplexity "
-          + ("agrees." if more.verdict == "better" else "does not bear that out: the layer misled us."))
+          + ("agrees." if more.verdict == "better" else "does not bear that out: with more text and zero\n"
+             "points, what one layer said did not carry over to the whole model."))
 
 # %% [markdown] name="tools-text"
 # The error of single layers guides to big differences, and may mislead about small ones: what one layer gets
@@ -519,8 +522,8 @@ print(answer.values["versions"] if answer else answer)
 
 # %% [markdown] name="bench-text"
 # Side by side on the same windows of text, the same bits and the same group, in one run (`course bench
-# gptq`). The standard errors are paired, window by window, and one calibration text was used: how much
-# another one of the same size changes, you saw above.
+# gptq`). The standard errors are paired, window by window, and one calibration text was used. They do not
+# contain what another text would change; above you saw that for texts of half the size.
 
 # %% name="record-bench"
 bench = records.load("bench_gptq")
@@ -546,7 +549,8 @@ if bench:
                   f"{row['cpu seconds'] / theirs['cpu seconds']:.2f} times the CPU time.")
     if "AutoGPTQ" in by_name:
         against = by_name["AutoGPTQ"]["perplexity"] / by_name["round to nearest"]["perplexity"] - 1
-        print(f"AutoGPTQ with its defaults (damping 0.01): {against:+.1%} against round to nearest.")
+        print(f"AutoGPTQ with its defaults (damping 0.01): {against:+.1%} against round to nearest "
+              "(one calibration text; the error was not recorded).")
 
 # %% [markdown] name="format-text"
 # ## A file that others read
@@ -579,6 +583,7 @@ for version in checkpoint.FORMATS:
 # comparison loads the first blocks only, in both.
 
 # %% name="save"
+measure.release_memory()  # a file is put together in memory before it is written
 with tempfile.TemporaryDirectory() as place:
     folder = checkpoint.save(Path(place) / "smollm2-gptq-4bit", model, tokenizer, kept)
     file_bytes = (folder / "model.safetensors").stat().st_size
@@ -643,8 +648,7 @@ if loaded:
 #
 # ## The claims settled here
 #
-# C4: *GPTQ means "Greedy Perturbation-based Quantization"*. C6: *use GPTQ-for-LLaMa and its setup_cuda.py*,
-# or the AutoGPTQ that came after it.
+# C4: {claim:C4}. C6: {claim:C6}, or the AutoGPTQ that came after it.
 
 # %% name="claim-c4" tolerance=0.1 atol=0.1
 print('C4: false. The paper is called "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained '

@@ -217,7 +217,7 @@ for kind, value in seconds.items():
 measure.table(accuracy)
 
 # %% [markdown] name="ablation-text"
-# One seed and so few sentences do not rank methods. The course keeps a run of more steps with three seeds,
+# One seed and so few sentences do not rank methods. The course keeps a run of more steps with several seeds,
 # which `course bench distill_ablation` repeats on your machine. Its intervals are those of the mean over
 # the seeds.
 
@@ -240,7 +240,7 @@ if record is not None:
     axis.errorbar(means, range(len(means)), xerr=halves, fmt="o", capsize=3, color=plots.PALETTE["blue"])
     axis.axvline(rows["teacher", 6]["accuracy"], color=plots.PALETTE["vermilion"], label="teacher")
     axis.set_yticks(range(len(names)), names)
-    axis.set(xlabel="accuracy (%), mean of three seeds with 95 % interval", title="What each part adds")
+    axis.set(xlabel="accuracy (%), mean of the seeds with 95 % interval", title="What each part adds")
     axis.legend()
     plots.show(fig, "Accuracy of each kind of student with its interval, and a line for the teacher at "
                f"{rows['teacher', 6]['accuracy']:.1f} percent: "
@@ -249,8 +249,8 @@ if record is not None:
 
 # %% [markdown] name="ablation-verdict-text"
 # Two intervals that overlap settle nothing. Run *i* of every method had the same seed, so in one stage the
-# same sentences in the same order: the runs are compared in pairs. With three pairs the interval of their
-# difference is wide, 4.3 standard errors to either side.
+# same sentences in the same order: the runs are compared in pairs. With few pairs the interval of their
+# difference is wide: three would take it 4.3 standard errors to either side, five take it 2.8.
 
 # %% name="ablation-verdict"
 if record is not None:
@@ -463,8 +463,8 @@ plots.show(fig, "Perplexity as bars: " + ", ".join(f"{n} {p.value:.1f}" for n, p
 
 # %% [markdown] name="healing-record-text"
 # 28 steps and 2,048 tokens do not rank three losses. The course keeps a run of 64 steps for each, measured on
-# 16,384 held-out tokens (`course bench healing`). All three read the same windows in the same order. That is
-# one order: how much another one would change was not measured.
+# 16,384 held-out tokens (`course bench healing`). All three read the same windows in the same order, with the
+# same learning rate. That is one order and one rate: how much others would change was not measured.
 
 # %% name="healing-record"
 record = records.load("bench_healing")
@@ -485,14 +485,14 @@ else:
 # %% [markdown] name="elsewhere"
 # ## What would not replicate, and what holds anyway
 #
-# - The accuracies move by a few points with the seed and with the processor. That is why the recorded tables
-#   have several seeds, compared in pairs.
+# - The accuracies move by a few points with the seed and with the processor. That is why the recorded table
+#   of students has several seeds, compared in pairs. The record of healing has one.
 # - Real distillation trains for days, not for seconds. Our students start with the teacher's own layers,
 #   which is most of what they know.
 # - Perplexity measures what next-token training minimises, and nearly what forward KL does. Reverse KL is
 #   meant for the text that a student writes itself, and we did not measure that.
 # - What holds: the gradient and its $T^2$; a teacher must know the task; the loss belongs into
-#   `compute_loss`; a cut model can be mended with little text, because most of it is still there.
+#   `compute_loss`; a cut model gets part of its loss back with little text.
 #
 # ## Recap
 #

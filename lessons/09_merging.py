@@ -8,7 +8,7 @@
 # It sounds too simple. A network is anything but linear, and the mean of two programs is no program. Yet it
 # works, under one condition that you will break on purpose. You will derive **SLERP**, run the code that
 # circulates for it on real tensors and see it fail, and write it properly. Then you will merge three real
-# classifiers by all methods in use, and a language model with its fine-tuned copy.
+# classifiers by the usual methods, and a language model with its fine-tuned copy.
 #
 # You need no earlier lesson. The classifiers are small (MiniLM, 6 layers); only the last part uses the
 # language model `LM`.
@@ -168,7 +168,8 @@ for domain in DOMAINS:
 
 # %% [markdown] name="article-text"
 # Each comparison counts the sentences on which just one of the two is right (McNemar's test, {lesson:qat}).
-# The base with its random head guesses: half of its answers are right, whatever the domain.
+# The base with its random head knows nothing of the task. It is right about half of the time; how far from
+# half depends on which answer its head happens to prefer, and on how common that is in a domain.
 #
 # ## The usual code, on real tensors
 #
@@ -309,7 +310,7 @@ plots.show(
 # %% [markdown] name="angles-reading"
 # The base dominates both models, so they point in nearly the same direction: 1 or 2 degrees. What they have
 # *learned* is another matter: those arrows stand almost at a right angle, as two unrelated directions in so
-# many dimensions do. Keep that in mind. It is why adding them up works at all: they hardly disturb each
+# many dimensions do. Keep that in mind. It may be why adding them up works at all: they hardly disturb each
 # other. Toward the output they have more in common. All domains ask the same question there.
 #
 # The two crosses at the top are no outliers. The biases of the pooler and of the head are 0 in the base, so
@@ -458,7 +459,7 @@ print(measure.compare(*half_way).sentence("Half-way, SLERP", "LERP"))
 #
 # Two methods try to reduce **interference**. **TIES** (Yadav et al., arXiv 2306.01708) takes three steps:
 #
-# 1. *Trim*: keep the largest 20 % of each task vector. Most changes are small, and noise.
+# 1. *Trim*: keep the largest 20 % of each task vector. Most changes are small, and taken for noise.
 # 2. *Elect* a sign for each weight: which side pulls harder, plus or minus?
 # 3. *Merge*: the mean of those changes that have the elected sign. The others, and zeros, do not count.
 #
@@ -492,10 +493,11 @@ for label, changes in (("all changes", deltas), ("largest 20 %", trimmed)):
           f"{100 * conflict.float().mean():.0f} % in both directions")  # fmt: skip
 
 # %% [markdown] name="methods-text"
-# Each task changes every weight, and on two of three weights they disagree. (If their signs were drawn by
-# lot, it would be three of four.) After trimming hardly any are contested. Does it matter? Now everything
-# side by side. $\lambda$ must be chosen: we try a few values on 40 *other* held-out sentences of each domain,
-# as the papers do, and measure the one with most right answers once on the sentences from before.
+# In this matrix each task changes every weight, and on two of three weights they disagree. (If their signs
+# were drawn by lot, it would be three of four.) After trimming hardly any are contested. Does it matter? Now
+# everything side by side. $\lambda$ must be chosen: we try a few values on 40 *other* held-out sentences of
+# each domain, as the papers do, and measure the one with most right answers once on the sentences from
+# before.
 
 # %% name="methods" atol=8
 choosing = {d: data.reviews("test", d)[SENTENCES : SENTENCES + 40] for d in DOMAINS}
@@ -638,9 +640,9 @@ print(measure.machine_card())
 # ## A language model and its fine-tuned copy
 #
 # Fine-tuning makes a model learn one thing and forget others. Can merging with the
-# original undo that? Six MLP matrices of the language model learn the language of film reviews, for two
-# dozen short steps. Then we walk from the original (t = 0) to the copy (t = 1) and measure the perplexity
-# of both kinds of text. Only tensors that differ are merged; what both models share is the same memory, and
+# original undo that? Six MLP matrices of the language model learn the language of film reviews, for a few
+# short steps. Then we walk from the original (t = 0) to the copy (t = 1) and measure the perplexity of both
+# kinds of text. Only tensors that differ are merged; what both models share is the same memory, and
 # stays so. (Wortsman et al. did this with image models, "Robust fine-tuning of zero-shot models", arXiv
 # 2109.01903.)
 #
@@ -743,10 +745,10 @@ else:
     print("It is not shown that this model gained on films and lost on Wikipedia: no half-way between them.")
 
 # %% [markdown] name="lm-why"
-# Why need half-way not be half? The original was trained on much text of the kind of Wikipedia, so it lies
-# near the bottom of a valley of that loss, and a valley is flat at its bottom: twice as far costs four
-# times as much, or more. On film reviews it lies on a slope, where the first steps bring most. Then a place
-# in between keeps more of the gain than of the loss. The lines above say whether it does here.
+# Why need half-way not be half? A picture, not a proof: the original was trained on much text of the kind of
+# Wikipedia, so it lies near the bottom of a valley of that loss, and a valley is flat at its bottom: twice as
+# far costs four times as much. On film reviews it lies on a slope, where the first steps bring most. Then a
+# place in between keeps more of the gain than of the loss. The lines above say whether it does here.
 #
 # The angle is so small that all six matrices went by LERP: `slerp` was a name only.
 
@@ -759,7 +761,7 @@ else:
 # - The order of the methods. TIES and DARE were made for many tasks and large models, where more task vectors
 #   meet in each weight.
 # - The small angle between models. It grows with learning rate and steps. A model that was trained for long
-#   moves away from its base, and the barrier comes.
+#   moves away from its base, and a barrier may come.
 # - What holds: models must share their base; SLERP is LERP up to a factor near 1 when they are nearly
 #   parallel; task vectors of different tasks are nearly at a right angle; the soup is task arithmetic with
 #   1/n.
@@ -776,12 +778,12 @@ else:
 # ## The claim settled here
 
 # %% name="claim-c11" atol=8
-print("C11: the article merges state dicts with a SLERP built on torch.dot.")
 if outcomes["error"] and outcomes["NaN"]:
-    print(f"    It does not run: of {sum(outcomes.values())} tensors torch.dot refuses {outcomes['error']},")
+    print("C11: false as printed. The article's SLERP, built on torch.dot, does not run on a state dict:")
+    print(f"    of {sum(outcomes.values())} tensors torch.dot refuses {outcomes['error']},")
     print(f"    {outcomes['NaN']} become NaN, {outcomes['a number']} get a number.")
 else:
-    print(f"    Not confirmed here: {dict(outcomes)}.")
+    print(f"C11: not confirmed here. {dict(outcomes)}")
 print("    Written properly it runs. But fine-tunes of one base are nearly parallel:")
 print(f"    {fell_back} of {len(names)} trained tensors fall back to LERP. The two merged models differ by")
 print(f"    {100 * distance:.3f} % of their length, and {same.sum()} of {len(same)} verdicts are the same.")

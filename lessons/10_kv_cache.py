@@ -1,35 +1,34 @@
-# %% [markdown] name="title" goal="Build KV caches, count their bytes, serve many requests from one memory"
+# %% [markdown] name="title" goal="Build KV caches that grow, forget, round and are reused; count bytes"
 # # The KV cache
 #
 # A language model writes one token at a time. For each token the attention looks at the keys and values of
 # all tokens before it. They do not change once they are computed. Do we compute them again for each new
-# token, or do we keep them? And if we keep them, where, for how many readers at once, and in how many bits?
+# token, or do we keep them? And if we keep them, for how long, and in how many bits?
 #
 # You will measure what decoding costs without a cache, then build caches that plug into the real model: one
 # that grows, one that is preallocated, one that forgets, one that rounds, one that is reused by the next
-# request. At the end you build **paged attention**, the idea behind vLLM, and serve many requests from one
-# memory.
+# request. Many requests in one memory are the subject of {lesson:serving}.
 #
 # You need {lesson:one_token} (bytes and operations of a token). The part on rounding stands on {lesson:ptq}.
 
 # %% name="imports"
-import importlib.util
+from collections.abc import Sequence  # noqa: F401 - an exercise uses it
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
 from transformers import DynamicCache, LlamaConfig, StaticCache
 
 from course_utils import costs, data, measure, models, plots, records, shapes
 from course_utils.costs import kv_shape  # noqa: F401 - an exercise names it
-from course_utils.kvcache import block_tables, decoding, layers, paged, prefix, quantized, sizes, trace  # noqa: F401
-from course_utils.kvcache.block_tables import BlockAllocator, OutOfBlocks  # noqa: F401 - an exercise names it
-from course_utils.kvcache.contiguous import ContiguousMemory
-from course_utils.kvcache.layers import DynamicLayer, SlidingWindowLayer, StaticLayer, make_cache
-from course_utils.kvcache.paged import KVPool, PagedCache
+from course_utils.kvcache import decoding, layers, prefix, quantized, sizes
+from course_utils.kvcache.layers import (
+    DynamicLayer,
+    SlidingWindowLayer,
+    StaticLayer,
+    check_window,  # noqa: F401 - an exercise uses it
+    make_cache,
+)
 from course_utils.kvcache.quantized import QuantizedLayer
-from course_utils.kvcache.server import Server
 
 plots.style()
 
@@ -82,7 +81,7 @@ for n in lengths[:4]:
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
     with torch.no_grad():
-        seconds["no cache"].append(measure.latency(without, warmup=1, repeats=2).median)
+        seconds["no cache"].append(measure.latency(without, warmup=2, repeats=5).median)
         seconds["cache"].append(measure.latency(with_cache, warmup=2, repeats=5).median)
     slow, fast = seconds["no cache"][-1], seconds["cache"][-1]
     print(f"after {n:4} tokens: no cache {1000 * slow:7.0f} ms, cache {1000 * fast:5.0f} ms, "
@@ -216,9 +215,14 @@ for name, make in {"no cache": lambda: None, **kinds}.items():
 # %% name="kinds-speed" timing=true
 rows = {}
 for name, make in {"no cache": lambda: None, **kinds}.items():
-    cache = make()
-    speed = measure.latency(lambda cache=cache: decoding.greedy(model, heldout[None, :100], 12, cache),
-                            warmup=0, repeats=1)
+    made = []
+
+    def write(make=make, made=made):
+        made.append(make())
+        decoding.greedy(model, heldout[None, :100], 12, made[-1])
+
+    speed = measure.latency(write, warmup=1, repeats=2)
+    cache = made[-1]
     rows[name] = {"s for 100 + 12 tokens": round(speed.median, 2),
                   "MB held": round(sizes.stored_bytes(cache) / 1e6, 2) if cache else 0.0}
 measure.table(rows)
@@ -230,8 +234,15 @@ measure.table(rows)
 # way. Predict before you run the next cell: by how much does the perplexity rise? And what changes if the
 # very first four tokens are kept besides?
 #
-# `layers.window_mask` gives the same visibility in one pass without a cache, which is much faster for
-# measuring. The tests show that the sliding cache and this mask give equal logits.
+# A mask gives the same visibility in one pass without a cache, which is much faster for measuring. (The tests
+# show that the sliding cache and this mask give equal logits.)
+#
+# **Your turn.** Which key may which query see?
+
+# %% name="ex-window-mask" exercise="course_utils.kvcache.layers:window_mask" points=2
+
+# %% [markdown] name="window-measured-text"
+# Now the perplexity with three windows, and what a record of a longer text shows.
 
 # %% name="window" tolerance=0.03
 def windowed_perplexity(window, sinks):
@@ -405,6 +416,13 @@ for bits in (8, 4, 2):
 # A chat server puts the same instructions before every question. The keys and values of a token depend on
 # the tokens before it and on nothing else. So what is cached for one request holds for every other one that
 # begins alike, exactly.
+#
+# **Your turn.** How much of a kept prompt is of use for a new one?
+
+# %% name="ex-reusable" exercise="course_utils.kvcache.prefix:reusable" points=1
+
+# %% [markdown] name="prefix-measured-text"
+# `prefix.PrefixStore` keeps caches of past prompts and looks for the longest beginning by this function.
 
 # %% name="prefix"
 instructions = tokenizer(
@@ -431,243 +449,6 @@ cold, warm = (
     for start in (lambda: make_cache(config, DynamicLayer), lambda: store.start(ids[0])[0])
 )
 print(f"time to the first token: {1000 * cold:.0f} ms from nothing, {1000 * warm:.0f} ms with the prefix")
-
-# %% [markdown] name="paging-text"
-# ## Many requests, one memory
-#
-# A server answers many requests at once, because a step reads the weights once for all of them
-# ({lesson:one_token}). What limits how many is the memory for keys and values. And there is a difficulty:
-# nobody knows in advance how long an answer gets. The attention wants the keys in one piece. So servers used
-# to reserve a piece for the longest answer possible.
-#
-# Here is a **trace**: 200 requests with the mean lengths of chat conversations in the vLLM paper (Kwon et
-# al., 2023, arXiv 2309.06180, figure 11: prompts 161 tokens, answers 338), drawn at random with a fixed seed.
-# The memory holds 16,384 tokens. Nothing is computed, only memory is given out, step by step.
-
-# %% name="trace"
-requests = trace.make_trace(200)
-prompts, outputs = np.array(requests).T
-print(f"{len(requests)} requests; prompts: mean {prompts.mean():.0f}, longest {prompts.max()}; "
-      f"answers: mean {outputs.mean():.0f}, longest {outputs.max()}")
-print("first ten (prompt, answer):", requests[:10])
-
-# %% name="contiguous"
-slots = 16_384
-usages = {}
-for policy, label in (("max", "room for 2,048 tokens each"),
-                      ("pow2", "the answer's length guessed within 2x"),
-                      ("oracle", "the answer's length known")):
-    usages[label] = trace.serve(ContiguousMemory(slots, policy), requests)
-measure.table({label: usage.row() for label, usage in usages.items()})
-
-# %% [markdown] name="contiguous-reading"
-# About a fifth of the memory holds tokens when each request reserves for the worst case. Knowing the answer's
-# length in advance, which nobody does, only brings it to two fifths: the memory is handed out in powers of
-# two, an answer is half written on average, and the holes between pieces are too small for anybody. The
-# paper's figure 2 has 20.4 %, 26.8 % and 38.2 % for these three.
-#
-# ## Blocks
-#
-# Operating systems had this problem in the 1960s and solved it with pages. Cut the memory into **blocks** of
-# 16 tokens. A sequence gets a block when it needs one, wherever it lies. Its **block table** says which
-# blocks hold its text, in order. Nothing is reserved but the rest of the last block.
-#
-# **Predict.** Sequences hold 300 tokens on average at a given moment. What share of the slots in their blocks
-# of 16 is empty?
-
-# %% name="predict-empty-share" predict="kv_cache.predict_empty_share" points=1
-### BEGIN SOLUTION
-prediction = 7.5 / (300 + 7.5)  # 0 to 15 slots of the last block are empty, 7.5 on average
-### END SOLUTION
-
-# %% name="paged-trace"
-usages["blocks of 16"] = trace.serve(BlockAllocator(slots // 16, 16), requests)
-usages["blocks of 128"] = trace.serve(BlockAllocator(slots // 128, 128), requests)
-measure.table({label: usage.row() for label, usage in usages.items()})
-
-# %% [markdown] name="price-text"
-# Look at the last column. Blocks are handed out as texts grow, so the memory can run out in the middle of
-# answers. Then the request that came last gives its blocks back, and later its text is *read again*. The
-# table counts steps, and in this count reading again is free. What does it really come to? And what if
-# fewer requests may run at once, so that it happens less often?
-
-# %% name="price"
-written, asked_for = int(outputs.sum()), int(prompts.sum())
-rows = {}
-for label, at_once in (("room for 2,048 tokens each", 256), ("blocks of 16", 256), ("blocks of 16", 40),
-                       ("blocks of 16", 32), ("blocks of 16", 24)):  # fmt: skip
-    usage = usages[label]
-    if at_once < 256:
-        usage = trace.serve(BlockAllocator(slots // 16, 16), requests, at_once)
-    rows[f"{label}, at most {at_once} at once"] = {
-        "steps": usage.steps, "preemptions": usage.preemptions, "tokens read again": usage.recomputed,
-        "read again / prompts": round(usage.recomputed / asked_for, 2),
-        "tokens through the model": asked_for + written + usage.recomputed}  # fmt: skip
-print(f"prompts {asked_for:,} tokens, answers {written:,}")
-measure.table(rows)
-
-# %% [markdown] name="price-reading"
-# "Fewer steps" is not yet "less time". Each step reads the weights once, which is what decoding waits for;
-# but every token that goes through the model takes arithmetic, and the tokens read again come on top. With
-# fewer requests at once there are more steps and fewer tokens read again. Where the least time lies depends
-# on the machine: on a GPU, reading a prompt of some hundred tokens takes about as long as a step.
-
-# %% name="plot-blocks"
-fig, axes = plt.subplots(3, 1, figsize=(7.5, 5.2))
-colors = ListedColormap(["#ffffff", plots.PALETTE["orange"], plots.PALETTE["blue"]])
-for ax, (label, memory) in zip(axes, {
-    "one piece of 2,048 slots each": ContiguousMemory(slots, "max"),
-    "pieces of the right size, known in advance": ContiguousMemory(slots, "oracle"),
-    "blocks of 16": BlockAllocator(slots // 16, 16),
-}.items(), strict=True):
-    trace.serve(memory, requests, until=300)
-    ax.imshow(np.array(memory.layout()).reshape(32, -1), aspect="auto", cmap=colors, vmin=0, vmax=2,
-              interpolation="nearest")
-    ax.set(title=f"{label}: {memory.stored / slots:.0%} used", xticks=[], yticks=[])
-    ax.grid(False)
-    for side in ax.spines.values():
-        side.set_visible(True)
-plots.show(
-    fig,
-    "The same memory of 16,384 slots after 300 steps, three times; blue holds a token, orange is reserved "
-    "but empty, white is free. With pieces of 2,048 slots most is orange. With pieces of the right size "
-    "there is orange and white between the blue. With blocks nearly everything is blue.",
-)
-
-# %% [markdown] name="lookup-text"
-# ## Build it
-#
-# Three small functions make the cache. First: token 37 of a sequence, blocks of 16. Which block of the pool,
-# and where in it? For a whole batch at once.
-#
-# **Your turn.**
-
-# %% name="ex-lookup" exercise="course_utils.kvcache.block_tables:lookup" points=2
-
-# %% [markdown] name="append-text"
-# New keys come as [batch, heads, tokens, head_dim] and go into the pool, [blocks, block size, heads,
-# head_dim]. The sequences of a batch have different lengths. `block_tables.lookup` is the function above.
-
-# %% name="ex-append" exercise="course_utils.kvcache.paged:append" points=2
-
-# %% [markdown] name="gather-text"
-# And back, for the attention. (vLLM's kernel reads the blocks where they lie, without this copy.)
-
-# %% name="ex-gather" exercise="course_utils.kvcache.paged:gather" points=2
-
-# %% [markdown] name="cow-text"
-# ## Sharing, and copy-on-write
-#
-# Two sequences that begin alike can have the same blocks in their tables: one prompt with several answers,
-# beams, a system prompt. A **reference count** says how many tables name a block. Full blocks are never
-# written again, so sharing them is safe. The half-full last one is not. Who wants to write into a shared
-# block gets a copy first.
-#
-# **Your turn.**
-
-# %% name="ex-copy-on-write" exercise="course_utils.kvcache.block_tables:copy_on_write" points=3
-
-# %% name="paged-exact" tolerance=0.5
-pool = KVPool(config, n_blocks=40, block_size=16, dtype=model.dtype, device=DEVICE)
-ids = heldout[None, :60]
-logits = decoding.read(model, ids, PagedCache(pool, ["a"]), chunk=7)
-equal["paged"] = bool((logits - uncached).abs().max() < 1e-4 * largest)
-print(f"logits equal to 4 digits: {equal['paged']}")
-print(f"the text lies in the blocks {pool.tables['a']}")
-pool.fork("a", "b")
-print(f"forked: {pool.blocks - len(pool.free_blocks)} blocks in use, reference counts "
-      f"{[pool.references[block] for block in pool.tables['a']]}")
-decoding.read(model, heldout[None, 60:68], PagedCache(pool, ["b"]), 4)
-print(f"b went on: its blocks are {pool.tables['b']}")
-pool.free("a"), pool.free("b")
-print(f"both freed: {pool.blocks - len(pool.free_blocks)} blocks in use")
-
-# %% [markdown] name="server-text"
-# ## A small server
-#
-# `course_utils.kvcache.server` puts it together. Each round, every running request gets a token in one pass;
-# who is done leaves, who waits comes in if there are blocks (**continuous batching**). When the pool runs out
-# in the middle of answers, the request that came last gives its blocks back, waits, and is read again later
-# (**preemption**). The instructions before every question are read once, and their block is shared. Is every
-# answer still what it would be alone? The pool here is small on purpose.
-
-# %% name="server" tolerance=0.5
-asked = {
-    "Mars": "Which planet is called the red planet?",
-    "water": "At what temperature does water boil?",
-    "Rome": "Which river flows through Rome?",
-    "bees": "What do bees make?",
-    "moon": "What causes the tides?",
-}
-system = tokenizer("<|im_start|>system\nAnswer in one short sentence.<|im_end|>\n").input_ids
-prompts = {name: tokenizer(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n").input_ids
-           for name, text in asked.items()}
-server = Server(model, n_blocks=8, block_size=16, max_batch=4, prefix=system, stop=[tokenizer.eos_token_id])
-for name, question in prompts.items():
-    server.submit(name, question, 16)
-queue = list(server.scheduler.waiting)
-answers = server.run()
-all_same = True
-for name, question in prompts.items():
-    ids = torch.tensor([system + question], device=DEVICE)
-    alone = decoding.greedy(model, ids, len(answers[name]), make_cache(config, DynamicLayer))
-    all_same &= answers[name] == alone[0, ids.shape[1] :].tolist()
-    print(f"{name}: {tokenizer.decode(answers[name], skip_special_tokens=True)!r}")
-print(f"all texts as if asked alone: {all_same}")
-print(f"{len(server.batches)} decoding passes gave {sum(server.batches)} tokens; "
-      f"{sum(request.preemptions for request in queue)} times a request had to give way")
-print(f"slots still reserved: {server.pool.reserved}, the block of the instructions")
-
-# %% name="refused"
-try:
-    server.submit("too long", [1] * 150, 24)
-except ValueError as error:
-    print(f"ValueError: {error}")
-try:
-    server.pool.free("Mars")
-except ValueError as error:
-    print(f"ValueError: {error}")
-small_pool = BlockAllocator(2, 16)
-small_pool.create("a")
-try:
-    small_pool.reserve("a", 33)
-except OutOfBlocks as error:
-    print(f"OutOfBlocks: {error}")
-
-# %% [markdown] name="vllm-text"
-# ## Beside the library
-#
-# vLLM does this with a kernel that reads the blocks in place, on a GPU. Where it is installed, the next cell
-# serves the first requests of our trace twice: 8 at a time, as many as fit when each reserves 2,048 slots,
-# and with as many at a time as the blocks allow.
-
-# %% name="vllm" timing=true
-reasons = []
-if importlib.util.find_spec("vllm") is None:
-    reasons.append("the package vllm is not installed (pip install vllm, in an environment of its own)")
-if not torch.cuda.is_available():
-    reasons.append("there is no CUDA GPU")
-if reasons:
-    print("vLLM is not available here because " + " and ".join(reasons) + ".")
-else:
-    import time
-
-    from vllm import LLM, SamplingParams
-
-    engine = {"model": str(models.embedded_lm()), "dtype": "bfloat16", "max_model_len": 2048, "seed": 0,
-              "gpu_memory_utilization": 0.3, "enforce_eager": True, "enable_prefix_caching": False}
-    batch = requests[:64]
-    for at_once in (8, 256):
-        llm = LLM(max_num_seqs=at_once, **engine)
-        begin = time.perf_counter()
-        llm.generate(
-            [{"prompt_token_ids": heldout[:prompt].tolist()} for prompt, _ in batch],
-            [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for _, n in batch],
-        )
-        taken = time.perf_counter() - begin
-        print(f"{at_once:3} at a time: {sum(output for _, output in batch) / taken:,.0f} tokens a second")
-        del llm
-        measure.release_memory()
 
 # %% [markdown] name="record-gpu-text"
 # And our caches on a GPU, beside those of transformers? `course gpu-run` decodes with each of them, 1, 16 and
@@ -703,23 +484,19 @@ if recorded:
 # - The speeds. On this processor a decoding step is bound by reading the weights; on a GPU with long texts
 #   and large batches it is bound by reading the cache.
 # - The loss at 2 bits, and what a window without sinks costs. Both depend on the model.
-# - The share of memory used depends on the trace. With short chats (prompts of 19, answers of 58 tokens) the
-#   worst-case reservation uses 4 %, and blocks of 16 leave a sixth of their slots empty.
-# - Steps are counted, not seconds. A step with 40 requests takes longer than one with 8; the paper measured 2
-#   to 4 times the throughput, and 20 to 26 % more time in the attention kernel itself.
 # - What holds: the bytes a token; that exact caches are exact; that with a cache one more token costs one
-#   pass over one token; that only the last block of a sequence can be partly empty.
+#   pass over one token.
 #
 # ## Recap
 #
 # - Keys and values never change, so keep them: 2 x layers x key-value heads x head_dim x bytes a token.
-# - Grouped-query attention, a window, fewer bits: three ways to shrink a token. Measure what each costs.
+# - Grouped-query attention, a window, fewer bits: three ways to a smaller cache. Measure what each costs.
 # - Keys are rounded by channel, values by token.
-# - Reserve in blocks, count references, copy on write, and let the latest request give way.
+# - What is kept for one prompt holds for the next one, as far as both begin alike.
 #
-# ## The claims settled here
+# ## The claim settled here
 #
-# C22: *the KV cache takes much memory*. C12: *reuse the KV cache, use PagedAttention*.
+# C22: {claim:C22}.
 
 # %% name="claim-c22" tolerance=0.01
 longest = config.max_position_embeddings
@@ -731,17 +508,3 @@ print(f"    the {longest:,} tokens that it was made for take {share:.0%} of what
 print(f"    Without grouped-query attention a token would leave {multi_head:,.0f} bytes, "
       f"{multi_head / grouped:.0f} times as much.")
 print(f"    LLaMA-13B leaves {llama / 1e6:.2f} MB a token: 2,048 tokens take {2048 * llama / 1e9:.1f} GB.")
-
-# %% name="claim-c12" tolerance=0.02
-worst, known_length, paged_usage = (usages[label] for label in (
-    "room for 2,048 tokens each", "the answer's length known", "blocks of 16"))
-good = paged_usage.wasted < 0.04 and worst.steps >= 2 * paged_usage.steps
-print(f"C12: {'right' if good else 'not confirmed on this trace'}. Reserved in one piece, the memory holds")
-print(f"    tokens in {worst.used:.1%} to {known_length.used:.1%} of its slots (paper: 20.4 % to 38.2 %).")
-print(f"    In blocks of 16, {paged_usage.used:.1%} of all slots hold tokens; of the reserved ones "
-      f"{paged_usage.wasted:.1%} are empty (paper: under 4 %).")
-print(f"    {paged_usage.running:.0f} requests run at once, not {worst.running:.0f}; the trace takes "
-      f"{worst.steps / paged_usage.steps:.1f} times fewer steps (paper: 2 to 4 times the throughput).")
-print(f"    That hides a price: {paged_usage.preemptions} times a request gave way, and "
-      f"{paged_usage.recomputed:,} tokens were read again,")
-print(f"    {paged_usage.recomputed / asked_for:.1f} times all prompts. Steps do not count that.")

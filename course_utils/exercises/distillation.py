@@ -187,9 +187,15 @@ def _map_cases():
     ]
 
 
+def _draw_layers(numbers):
+    teachers = [numbers.randint(2, 60) for _ in range(5)]
+    return [Case(teacher, numbers.randint(1, teacher)) for teacher in teachers]
+
+
 LAYER_MAP = Exercise(
     reference=distill.layer_map,
     cases=_map_cases,
+    draw=_draw_layers,
     exact_dtype=True,
     mistakes=[
         Mistake("these are the first layers of each stretch. Take the last: it has seen the whole stretch.",

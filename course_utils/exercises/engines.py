@@ -4,6 +4,7 @@ import numpy as np
 
 from course_utils import costs
 from course_utils.checking import Case, Exercise, Mistake, Prediction
+from course_utils.checking.cases import seeded
 from course_utils.engines import agreement, graph
 
 # --- decode_bound -----------------------------------------------------------------------------------------
@@ -25,9 +26,15 @@ def _bound_cases():
     ]
 
 
+def _draw_bounds(numbers):
+    return [Case(numbers.randint(10**6, 10**10), numbers.uniform(1e9, 1e12), numbers.randint(0, 10**8),
+                 numbers.randint(1, 64)) for _ in range(4)]
+
+
 DECODE_BOUND = Exercise(
     reference=costs.decode_bound,
     cases=_bound_cases,
+    draw=_draw_bounds,
     mistakes=[
         Mistake(
             "seconds for a step. Asked is how many tokens fit into a second.",
@@ -63,7 +70,7 @@ DECODE_BOUND = Exercise(
 
 
 def _kl_cases():
-    random = np.random.default_rng(11)
+    random = np.random.default_rng(seeded(11))
     reference = random.normal(size=(5, 7)) * 3
     near = reference + 0.1 * random.normal(size=reference.shape)
     close = reference + 1e-3 * random.normal(size=reference.shape)
@@ -176,6 +183,16 @@ def _graph_cases():
     ]
 
 
+def _draw_graphs(numbers):
+    def case():
+        layers = numbers.randint(0, 5)
+        return Case(*_graph(layers, numbers.choice(["past", "layer", "kv"]), numbers.random() < 0.5,
+                            numbers.choice(["tokens", 1, 8]), numbers.choice(["cached", 64]),
+                            numbers.choice([0, 2 * layers])))
+
+    return [case() for _ in range(5)]
+
+
 def _with(change):
     """missing_parts with its answer changed: change(inputs, outputs, the right answer)."""
 
@@ -188,6 +205,7 @@ def _with(change):
 MISSING_PARTS = Exercise(
     reference=graph.missing_parts,
     cases=_graph_cases,
+    draw=_draw_graphs,
     mistakes=[
         Mistake(
             "what the graph has. Asked is what it lacks.",

@@ -4,6 +4,7 @@ import torch
 
 from course_utils import formats
 from course_utils.checking import Case, Exercise, Mistake, Prediction
+from course_utils.checking.cases import seeded
 
 # --- decode_float -------------------------------------------------------------------------------------------
 
@@ -28,6 +29,13 @@ def _decode_cases():
         Case(torch.tensor([0b111111, 0b111100, 0b011100, 0b000011]), 3, 2, label="E3M2 as in IEEE 754"),
         Case(torch.tensor([], dtype=torch.int64), 5, 2, label="no codes"),
     ]
+
+
+def _draw_codes(numbers):
+    kinds = [(5, 10, "inf+nan"), (8, 7, "inf+nan"), (4, 3, "nan"), (2, 3, "none"), (3, 2, "inf+nan"),
+             (3, 4, "none")]
+    return [Case(torch.tensor([numbers.getrandbits(1 + exponent + mantissa) for _ in range(40)]), exponent,
+                 mantissa, specials) for exponent, mantissa, specials in numbers.sample(kinds, 4)]
 
 
 def _decode(bits, exponent_bits, mantissa_bits, specials="inf+nan", *, bias=None, lead=1.0, hidden=True,
@@ -59,6 +67,7 @@ def _with(function, **wrong):
 DECODE_FLOAT = Exercise(
     reference=formats.decode_float,
     cases=_decode_cases,
+    draw=_draw_codes,
     rtol=0,
     atol=0,
     exact_dtype=True,
@@ -105,7 +114,7 @@ DECODE_FLOAT = Exercise(
 
 
 def _nearest_cases():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seeded(0))
     nf4 = formats.NF4.table
     e2m1 = formats.value_table(formats.E2M1)[:8]
     return [
@@ -124,6 +133,14 @@ def _nearest_cases():
         Case(torch.nn.Parameter(torch.tensor([[0.4], [0.6]])), torch.tensor([0.0, 0.5, 2.0]),
              label="a parameter"),
     ]
+
+
+def _draw_nearest(numbers):
+    def case(count):
+        table = sorted(numbers.uniform(-6, 6) for _ in range(count))
+        return Case(torch.tensor([numbers.uniform(-8, 8) for _ in range(30)]), torch.tensor(table))
+
+    return [case(numbers.randint(1, 40)) for _ in range(4)]
 
 
 def _below(x, table):
@@ -150,6 +167,7 @@ def _signless(x, table):
 NEAREST_CODE = Exercise(
     reference=formats.nearest_code,
     cases=_nearest_cases,
+    draw=_draw_nearest,
     mistakes=[
         Mistake("the value returned instead of its index.", lambda x, t: t[formats.nearest_code(x, t)]),
         Mistake("the next value below taken, also where the one above is nearer.", _below),
@@ -170,7 +188,7 @@ NEAREST_CODE = Exercise(
 
 
 def _scale_cases():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seeded(0))
     below = torch.nextafter(torch.tensor([8.0, 2.0, 0.25]), torch.tensor(0.0))
     return [
         Case(torch.tensor([[6.0, 1.0, -2.0, 0.5]]), label="absmax 6: the scale is 1, code 127"),

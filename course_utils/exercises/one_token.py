@@ -8,6 +8,7 @@ from transformers import LlamaConfig
 
 from course_utils import costs, measure
 from course_utils.checking import Case, Exercise, Mistake, Prediction
+from course_utils.checking.cases import seeded
 
 
 def smollm2_config():
@@ -46,6 +47,19 @@ def _config_cases():
     ]
 
 
+def _draw_configs(numbers):
+    def config():
+        groups = numbers.randint(1, 4)
+        heads = groups * numbers.randint(1, 3)
+        return LlamaConfig(
+            vocab_size=numbers.randint(20, 900), hidden_size=heads * numbers.randint(2, 9),
+            intermediate_size=numbers.randint(5, 90), num_hidden_layers=numbers.randint(1, 7),
+            num_attention_heads=heads, num_key_value_heads=groups, head_dim=2 * numbers.randint(2, 9),
+            tie_word_embeddings=numbers.random() < 0.5)  # fmt: skip
+
+    return [Case(config()) for _ in range(4)]
+
+
 def _count(config, *, head_dim=None, kv_heads=None, mlp_matrices=3, layer_norms=2, last_norm=1, copies=None):
     """The count with one thing counted wrongly."""
     head_dim = head_dim or config.head_dim
@@ -60,6 +74,7 @@ def _count(config, *, head_dim=None, kv_heads=None, mlp_matrices=3, layer_norms=
 PARAMETER_COUNT = Exercise(
     reference=costs.parameter_count,
     cases=_config_cases,
+    draw=_draw_configs,
     rtol=0,
     atol=0,
     exact_dtype=True,
@@ -117,6 +132,11 @@ def _bytes_cases():
     ]
 
 
+def _draw_bytes(numbers):
+    return [Case(numbers.randint(1, 10_000), numbers.randint(1, 16), group_size=numbers.randint(1, 300),
+                 scale_bits=numbers.randint(1, 32), zero_bits=numbers.randint(0, 8)) for _ in range(4)]
+
+
 def _ceil_bytes(bits):
     return math.ceil(bits / 8)
 
@@ -164,6 +184,7 @@ def _rounded_down(parameters, bits, group_size=None, scale_bits=16, zero_bits=0)
 BYTES_AT_BITS = Exercise(
     reference=costs.bytes_at_bits,
     cases=_bytes_cases,
+    draw=_draw_bytes,
     rtol=0,
     atol=0,
     exact_dtype=True,
@@ -196,6 +217,11 @@ def _intensity_cases():
     ]
 
 
+def _draw_intensity(numbers):
+    return [Case(*(numbers.randint(1, 5_000) for _ in range(3)), numbers.choice([0.5, 1, 2, 4]))
+            for _ in range(4)]
+
+
 def _intensity(rows, inner, columns, element_bytes, *, per_pair=2, output=True, activations=True):
     moved = inner * columns
     if activations:
@@ -208,6 +234,7 @@ def _intensity(rows, inner, columns, element_bytes, *, per_pair=2, output=True, 
 ARITHMETIC_INTENSITY = Exercise(
     reference=costs.arithmetic_intensity,
     cases=_intensity_cases,
+    draw=_draw_intensity,
     mistakes=[
         Mistake(
             "one operation for a multiplication and its addition. The field counts two.",
@@ -241,7 +268,7 @@ ARITHMETIC_INTENSITY = Exercise(
 
 
 def _logits_cases():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seeded(0))
     logits = 3 * torch.randn(40, 50, generator=generator)
     tokens = torch.randint(0, 50, (40,), generator=generator)
     unlikely = torch.randn(6, 10, generator=generator)
@@ -340,7 +367,7 @@ PERPLEXITY_FROM_LOGITS = Exercise(
 
 
 def _window_cases():
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seeded(1))
     hard = 511 * (3 + 0.4 * torch.randn(12, generator=generator, dtype=torch.float64))
     gap = 511 * (0.05 + 0.03 * torch.randn(12, generator=generator, dtype=torch.float64))
     tokens = [511, 120, 511, 77, 300]
@@ -358,6 +385,15 @@ def _window_cases():
         Case([1.0, 2.0], [1.0, 2.5], [5, 5, 5], raises=ValueError, label="another number of token counts"),
         Case([1.0, 2.0, 2.5], [1.0, 2.5, 2.0], [5, 5], raises=ValueError, label="a token count missing"),
     ]
+
+
+def _draw_windows(numbers):
+    def case(windows):
+        tokens = [numbers.randint(100, 511) for _ in range(windows)]
+        hard = [count * numbers.uniform(2, 4) for count in tokens]
+        return Case([value + numbers.uniform(-20, 60) for value in hard], hard, tokens)
+
+    return [case(numbers.randint(2, 20)) for _ in range(4)]
 
 
 def _gaps(a, b, tokens):
@@ -425,6 +461,7 @@ def _half_interval(a, b, tokens):
 PAIRED_DIFFERENCE = Exercise(
     reference=measure.paired_difference,
     cases=_window_cases,
+    draw=_draw_windows,
     rtol=1e-6,
     mistakes=[
         Mistake("the errors of the two models added up. Subtract window by window first: what is hard "

@@ -5,13 +5,14 @@ import math
 import torch
 
 from course_utils.checking import Case, Exercise, Mistake, Prediction
+from course_utils.checking.cases import seeded
 from course_utils.prune import sparse, unstructured
 
 # --- Wanda's score ----------------------------------------------------------------------------------------
 
 
 def _wanda_cases():
-    torch.manual_seed(0)
+    torch.manual_seed(seeded(0))
     weight, inputs = torch.randn(5, 8), torch.randn(30, 8) * torch.linspace(0.1, 4, 8)
     return [
         Case(torch.tensor([[1.0, -2.0], [0.5, 0.1]]), torch.tensor([[3.0, 0.0], [4.0, 1.0]]),
@@ -64,7 +65,7 @@ WANDA = Exercise(
 
 
 def _mask_cases():
-    torch.manual_seed(1)
+    torch.manual_seed(seeded(1))
     return [
         Case(torch.tensor([[4.0, 1, 3, 2, 1, 2, 3, 4]]), label="2:4, one row"),
         Case(torch.rand(6, 16), label="2:4, six rows"),
@@ -177,6 +178,15 @@ def _byte_cases():
     ]
 
 
+def _draw_bytes(numbers):
+    cases = []
+    for format in ("dense", "bitmask", "csr", "2:4"):
+        rows, columns = numbers.randint(1, 90), 4 * numbers.randint(1, 60)
+        most = rows * columns // (2 if format == "2:4" else 1)
+        cases.append(Case(rows, columns, numbers.randint(0, most), format, numbers.choice([8, 16, 32])))
+    return cases
+
+
 def _bytes(change):
     """storage_bytes with one part wrong: change(parts of the formula) -> bytes, None for the right ones."""
 
@@ -196,6 +206,7 @@ def _only(format, formula):
 BYTES = Exercise(
     reference=sparse.storage_bytes,
     cases=_byte_cases,
+    draw=_draw_bytes,
     exact_dtype=True,
     mistakes=[
         Mistake("bits, not bytes, came out.",

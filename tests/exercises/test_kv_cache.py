@@ -1,8 +1,8 @@
 """Lesson kv_cache: wrong answers are rejected for their reason, right ones written otherwise pass."""
 
-import torch
+import itertools
 
-from course_utils.kvcache.block_tables import OutOfBlocks
+import torch
 
 # --- kv_bytes_per_token -------------------------------------------------------------------------------------
 
@@ -27,196 +27,46 @@ def _bytes_by_width(config, bits=16):
     return int(keys + values)
 
 
-# --- lookup -------------------------------------------------------------------------------------------------
+# --- window_mask --------------------------------------------------------------------------------------------
 
 
-def _lookup_by_loops(tables, positions, block_size):
-    ids, offsets = torch.empty_like(positions), torch.empty_like(positions)
-    for b in range(positions.shape[0]):
-        for i in range(positions.shape[1]):
-            quotient, remainder = divmod(int(positions[b, i]), block_size)
-            ids[b, i], offsets[b, i] = tables[b, quotient], remainder
-    return ids, offsets
+def _mask_by_loops(tokens, window, sinks=0, dtype=torch.float32, after=False, most=0, low=None):
+    if window < 1 or sinks < 0:
+        raise ValueError("too small")
+    mask = torch.full((1, 1, tokens, tokens), torch.finfo(dtype).min if low is None else low, dtype=dtype)
+    for query in range(tokens):
+        for key in range(tokens if after else query + 1):
+            if key < sinks or query - key < window + most:
+                mask[0, 0, query, key] = 0
+    return mask
 
 
-def _lookup_by_rows(tables, positions, block_size):
-    rows = torch.arange(len(tables)).unsqueeze(1)
-    index = torch.div(positions, block_size, rounding_mode="floor")
-    return [tables[rows, index], positions - index * block_size]
+def _mask_by_triangles(tokens, window, sinks=0, dtype=torch.float32):
+    if min(window, sinks + 1) < 1:
+        raise ValueError("too small")
+    visible = torch.ones(tokens, tokens).tril() - torch.ones(tokens, tokens).tril(-window)
+    visible[:, :sinks] = torch.ones(tokens, min(sinks, tokens)).tril()
+    lowest = torch.full((tokens, tokens), torch.finfo(dtype).min, dtype=dtype)
+    return torch.where(visible.bool(), torch.zeros((), dtype=dtype), lowest).reshape(1, 1, tokens, tokens)
 
 
-# --- append -------------------------------------------------------------------------------------------------
+def _mask_with_columns_of_zeros(tokens, window, sinks=0, dtype=torch.float32):
+    mask = _mask_by_loops(tokens, window, sinks, dtype)
+    for first in range(min(sinks, tokens)):
+        mask[0, 0, :, first] = 0
+    return mask
 
 
-def _append_by_loops(pool, tables, lengths, new, shift=0):
-    for b in range(new.shape[0]):
-        for i in range(new.shape[2]):
-            position = int(lengths[b]) + i + shift
-            pool[tables[b, position // pool.shape[1]], position % pool.shape[1]] = new[b, :, i]
+# --- reusable -----------------------------------------------------------------------------------------------
 
 
-def _append_by_sequence(pool, tables, lengths, new):
-    size = pool.shape[1]
-    for table, length, states in zip(tables, lengths.tolist(), new, strict=True):
-        places = torch.arange(length, length + states.shape[1])
-        pool.index_put_((table[places // size], places % size), states.permute(1, 0, 2))
-    return pool
+def _reusable_by_takewhile(kept, ids):
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(kept, ids[:-1], strict=False))
+    return len(list(pairs))
 
 
-def _append_to_copy(pool, tables, lengths, new):
-    pool = pool.clone()
-    _append_by_loops(pool, tables, lengths, new)
-    return pool
-
-
-def _append_from_start(pool, tables, lengths, new):
-    _append_by_loops(pool, tables, torch.zeros_like(lengths), new)
-
-
-def _append_past_end(pool, tables, lengths, new):
-    places = lengths[:, None] + 1 + torch.arange(new.shape[2])
-    ids = tables.gather(1, (places // pool.shape[1]).clamp(max=tables.shape[1] - 1))
-    pool[ids, places % pool.shape[1]] = new.transpose(1, 2)
-
-
-def _append_without_table(pool, tables, lengths, new):
-    places = lengths[:, None] + torch.arange(new.shape[2])
-    pool[places // pool.shape[1], places % pool.shape[1]] = new.transpose(1, 2)
-
-
-def _append_at_one_place(pool, tables, lengths, new):
-    for i in range(new.shape[2]):
-        _append_by_loops(pool, tables, lengths, new[:, :, i : i + 1])
-
-
-def _append_flat(pool, tables, lengths, new):
-    places = lengths[:, None] + torch.arange(new.shape[2])
-    slots = tables.gather(1, places // pool.shape[1]) * pool.shape[1] + places % pool.shape[1]
-    pool.reshape(-1, *pool.shape[2:])[slots] = new.transpose(1, 2)
-
-
-# --- gather -------------------------------------------------------------------------------------------------
-
-
-def _gather_by_loops(pool, tables, tokens):
-    size = pool.shape[1]
-    texts = [torch.stack([pool[table[i // size], i % size] for i in range(tokens)]) for table in tables]
-    return torch.stack(texts).permute(0, 2, 1, 3)
-
-
-def _gather_by_select(pool, tables, tokens):
-    out = []
-    for table in tables:
-        whole = torch.cat([pool[block] for block in table.tolist()])
-        out.append(whole[:tokens].movedim(1, 0))
-    return torch.stack(out)
-
-
-def _in_order(pool, tables, tokens):
-    whole = pool[: tables.shape[1]].reshape(-1, *pool.shape[2:])[:tokens].transpose(0, 1)
-    return torch.stack([whole] * len(tables))
-
-
-# --- copy_on_write ------------------------------------------------------------------------------------------
-
-
-def _copy_plainly(table, index, references, free):
-    block = table[index]
-    if references[block] > 1:
-        if len(free) == 0:
-            raise OutOfBlocks("the pool is full")
-        table[index] = fresh = free.pop()
-        references[fresh] = 1
-        references[block] = references[block] - 1
-        return (block, fresh)
-
-
-def _copy_by_slices(table, index, references, free):
-    shared = table[index]
-    if references[shared] < 2:
-        return None
-    try:
-        mine = free[-1]
-    except IndexError:
-        raise OutOfBlocks("full") from None
-    del free[-1]
-    references[shared], references[mine] = references[shared] - 1, references[mine] + 1
-    table[index : index + 1] = [mine]
-    return [shared, mine]
-
-
-def _spoiled(spoil):
-    """A right copy, after which something is put wrong."""
-    def copy(table, index, references, free):
-        pair = _copy_plainly(table, index, references, free)
-        if pair:
-            spoil(table, index, references, free, *pair)
-        return pair
-    return copy
-
-
-def _keep_count(table, index, references, free, old, new):
-    references[old] += 1
-
-
-def _release(table, index, references, free, old, new):
-    free.append(old)
-
-
-def _uncounted(table, index, references, free, old, new):
-    references[new] = 0
-
-
-def _stay(table, index, references, free, old, new):
-    table[index] = old
-
-
-def _still_free(table, index, references, free, old, new):
-    free.append(new)
-
-
-def _always_copy(table, index, references, free):
-    if not free:
-        raise OutOfBlocks("full")
-    old, new = table[index], free.pop()
-    references[old] -= 1
-    references[new] = 1
-    table[index] = new
-    return old, new
-
-
-def _turned(table, index, references, free):
-    pair = _copy_plainly(table, index, references, free)
-    return pair and pair[::-1]
-
-
-def _first_free(table, index, references, free):
-    free.reverse()
-    pair = _copy_plainly(table, index, references, free)
-    free.reverse()
-    return pair
-
-
-def _lower_then_look(table, index, references, free):
-    """Raises the right error, but has changed a count by then."""
-    old = table[index]
-    if references[old] == 1:
-        return None
-    references[old] -= 1
-    if not free:
-        raise OutOfBlocks("full")
-    table[index] = free.pop()
-    references[table[index]] = 1
-    return old, table[index]
-
-
-def _pop_anyway(table, index, references, free):
-    """No look at the list: IndexError instead of OutOfBlocks."""
-    if references[table[index]] == 1:
-        return None
-    old, new = table[index], free.pop()
-    references[old], references[new], table[index] = references[old] - 1, 1, new
-    return old, new
+def _reusable_by_slices(kept, ids):
+    return max(n for n in range(len(ids)) if n <= len(kept) and list(kept[:n]) == list(ids[:n]))
 
 
 WRONG = {
@@ -248,52 +98,32 @@ WRONG = {
         (5.0, "right for the keys"),
         (4.5, "right for the values"),
     ],
-    "predict_empty_share": [
-        (0.0476, "worst case"),
-        (0.5, "many blocks before"),
-        (2.4, "per cent"),
-        (0, "rarely full"),
+    "window_mask": [
+        (_mask_with_columns_of_zeros, "that stand before them"),
+        (lambda n, w, sinks=0, dtype=torch.float32: _mask_by_loops(n, w, sinks, dtype, after=True),
+         "comes after it"),
+        (lambda n, w, sinks=0, dtype=torch.float32: _mask_by_loops(n, w, sinks, dtype, most=1),
+         "one token too many"),
+        (lambda n, w, sinks=0, dtype=torch.float32: _mask_by_loops(n, w, sinks, dtype, low=float("-inf")),
+         "minus infinity"),
+        (lambda n, w, sinks=0, dtype=torch.float32: _mask_by_triangles(n, w, min(sinks, 0), dtype),
+         "not seen besides"),
+        (lambda n, w, sinks=0, dtype=torch.float32: _mask_by_triangles(n, w, sinks, dtype).mT, "exchanged"),
+        (lambda n, w, sinks=0, dtype=torch.float32: _mask_by_triangles(n, w, sinks, dtype)[0, 0],
+         "two dimensions in front"),
+        (lambda n, w, sinks=0, dtype=torch.float32: (_mask_by_triangles(n, w, sinks, dtype) == 0).to(dtype),
+         "ones and zeros"),
+        (lambda n, w, sinks=0, dtype=torch.float32: _mask_by_triangles(n, w, sinks), "float"),
+        (lambda n, w, sinks=0, dtype=torch.float32: _mask_by_triangles(n, max(w, 1), sinks, dtype),
+         "a window of no token"),
     ],
-    "lookup": [
-        (lambda t, p, s: (p // s, p % s), "number of the block in the table"),
-        (lambda t, p, s: (t.gather(1, p % s), p // s), "exchanged"),
-        (lambda t, p, s: (t[0, p // s], p % s), "first sequence"),
-        (lambda t, p, s: (t.gather(1, p // s), p), "position in the text"),
-        (lambda t, p, s: t.gather(1, p // s) * s + p % s, "one number for both"),
-        (lambda t, p, s: (t.gather(1, (1 + p).div(s, rounding_mode="floor").clamp(max=t.shape[1] - 1)),
-                          (1 + p) % s), "counted from 1"),
-        (lambda t, p, s: (t.gather(1, p // s).to(torch.uint8), p % s), "above 255"),
-        (lambda t, p, s: (t.gather(1, p >> (s.bit_length() - 1)), p & (s - 1)), "blocks of 3"),
-    ],
-    "append": [
-        (_append_to_copy, "not into a copy"),
-        (_append_from_start, "at the beginning"),
-        (_append_past_end, "one place too far"),
-        (_append_without_table, "block 0, 1, 2"),
-        (_append_at_one_place, "all new tokens at one place"),
-        (_append_flat, "strided pool was not changed"),
-    ],
-    "gather": [
-        (_in_order, "first blocks of the pool"),
-        (lambda p, t, n: _gather_by_loops(p, torch.sort(t, dim=1)[0], n), "sorted"),
-        (lambda p, t, n: _gather_by_loops(p, t, n).transpose(1, 2), "tokens before heads"),
-        (lambda p, t, n: p[t].flatten(1, 2)[:, :n].reshape(len(t), p.shape[2], n, -1), "renamed instead"),
-        (lambda p, t, n: _gather_by_select(p, t, 10**6), "whole blocks"),
-        (lambda p, t, n: _gather_by_select(p.float(), t, n), "float"),
-        (lambda p, t, n: p[t].flatten(1, 2).transpose(1, 2)[:, :, -n:], "last places"),
-    ],
-    "copy_on_write": [
-        (lambda table, index, references, free: None, "no copy is ever made"),
-        (_always_copy, "nobody else uses"),
-        (_spoiled(_keep_count), "was not lowered"),
-        (_spoiled(_release), "Others still read"),
-        (_spoiled(_uncounted), "was not counted"),
-        (_spoiled(_stay), "still names the old"),
-        (_spoiled(_still_free), "among the free ones. The next"),
-        (_turned, "turned round"),
-        (_first_free, "first free block"),
-        (_pop_anyway, "OutOfBlocks raised"),
-        (_lower_then_look, "(?s)none is free.*references"),
+    "reusable": [
+        (lambda kept, ids: _reusable_by_takewhile(kept, [*ids, 0]), "whole new prompt"),
+        (lambda kept, ids: max(0, _reusable_by_takewhile(kept, [*ids, 0]) - 1), "always one token less"),
+        (lambda kept, ids: min(len(ids) - 1, [a == b for a, b in zip(kept, ids, strict=False)].count(True)),
+         "behind a difference"),
+        (lambda kept, ids: len(set(kept) & set(ids)), "alike for two tokens"),
+        (lambda kept, ids: float(_reusable_by_slices(kept, ids)), "float"),
     ],
 }
 
@@ -301,9 +131,6 @@ RIGHT = {
     "predict_context_megabytes": [188.7, 8192 * 23040 / 1e6],
     "kv_bytes_per_token": [_bytes_by_elements, _bytes_by_width],
     "predict_bits": [4.75, 4 + (1 + 0.5) / 2],
-    "predict_empty_share": [7.5 / 307.5, 8 / 308],
-    "lookup": [_lookup_by_loops, _lookup_by_rows],
-    "append": [_append_by_loops, _append_by_sequence],
-    "gather": [_gather_by_loops, _gather_by_select],
-    "copy_on_write": [_copy_plainly, _copy_by_slices],
+    "window_mask": [_mask_by_loops, _mask_by_triangles],
+    "reusable": [_reusable_by_takewhile, _reusable_by_slices],
 }

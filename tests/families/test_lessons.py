@@ -40,6 +40,9 @@ REFUSED = {
     "distillation": {"llama, 1 block": TWO, "gpt2": LINEAR, "mixtral": LINEAR},
     "kv_cache": {"gpt2": COUNT, "opt": COUNT, "mixtral": COUNT, "gemma2": WINDOW, "gemma3": WINDOW,
                  "mistral": WINDOW, "llama, 96 wide": TOKENS},
+    "serving": {"gemma2": WINDOW, "gemma3": WINDOW, "mistral": WINDOW, "llama, 96 wide": TOKENS},
+    "outlook": {"llama, 1 block": TWO, "llama, 96 wide": TOKENS, "gpt2": BLOCKS, "mixtral": BLOCKS,
+                "opt": BLOCKS, "phi3": BLOCKS, "gemma2": WINDOW, "gemma3": WINDOW, "mistral": WINDOW},
 }
 
 
