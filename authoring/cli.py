@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from authoring.engines_cli import app as engines_app
+from authoring.phone_cli import app as phone_app
 from authoring.project import KINDS, Project
 
 app = typer.Typer(
@@ -105,34 +106,54 @@ def run(
     device: Device = None,
     offline: Annotated[bool, typer.Option("--offline", help="let no connection leave this machine")] = False,
     out: Annotated[Path | None, typer.Option(help="folder for the executed notebooks; else runs/")] = None,
+    dask: Annotated[str | None, typer.Option(
+        help="address of a dask scheduler whose workers run them, many at a time")] = None,
 ) -> None:
     """Run lessons end to end into runs/ and print minutes, memory and exercises passed."""
     from authoring.run import main as work
+    from authoring.work import folder
 
     kind = "notebooks" if notebooks else "solutions"
+    own = folder(context.obj) if notebooks else None
     given = parameters(profile, lm, device)
-    raise typer.Exit(work(context.obj, lessons or (), kind=kind, parameters=given, offline=offline, out=out))
+    raise typer.Exit(work(context.obj, lessons or (), kind=kind, parameters=given, offline=offline, out=out,
+                          dask=dask, own=own))
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lab(
     context: typer.Context,
     allow_root: Annotated[bool, typer.Option("--allow-root", help="Jupyter wants root to say so")] = False,
 ) -> None:
-    """Open JupyterLab on notebooks/."""
+    """Open JupyterLab on your own copies of the notebooks; other options are JupyterLab's (--no-browser)."""
     import os
     import sys
 
-    from authoring.places import writable_folder
+    from authoring import start_page, work
 
-    folder = context.obj.root / "notebooks"
-    try:
-        writable_folder(folder)
-    except ValueError:
-        typer.echo(f"{folder} is read-only: to keep what you write, copy it and open the copy with "
-                   f"{sys.executable} -m jupyterlab --notebook-dir=COPY")
-    command = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}"]
-    os.execv(sys.executable, command + ["--allow-root"] * allow_root)
+    folder = work.folder(context.obj)
+    if made := work.copy_missing(context.obj, folder):
+        typer.echo(f"{len(made)} notebooks copied into {folder}: what you write there is never overwritten.")
+    if newer := work.outdated(context.obj, folder):
+        typer.echo(f"Newer than your copies: {', '.join(newer)}. `course update` brings them and keeps your "
+                   "answers.")
+    command = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}",
+               f"--LabApp.default_url=/lab/tree/{start_page.NAME}"]
+    quiet = str(Path(__file__).parent / "jupyter")  # no question about news at the first start
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(
+        filter(None, [quiet, os.environ.get("JUPYTER_CONFIG_PATH", "")]))
+    os.execv(sys.executable, [*command, *["--allow-root"] * allow_root, *context.args])
+
+
+@app.command()
+def update(context: typer.Context) -> None:
+    """Bring your own copies of the notebooks to the newest lessons; your answers are kept."""
+    from authoring import work
+
+    folder = work.folder(context.obj)
+    lines = list(work.update(context.obj, folder))
+    made = [f"{path.stem} is new." for path in work.copy_missing(context.obj, folder)]
+    typer.echo("\n".join([*lines, *made]) or f"Your copies in {folder} are of the newest lessons.")
 
 
 @app.command()
@@ -154,41 +175,96 @@ def verify(
 @app.command()
 def grade(
     context: typer.Context,
-    submissions: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False)],
+    submissions: Annotated[list[Path], typer.Argument(help="notebooks, folders, zip archives")],
+    lesson: Annotated[str, typer.Option(help="which lesson they are of; else each file's name says it")] = "",
     csv: Annotated[Path | None, typer.Option(help="write points here")] = None,
+    csv_for: Annotated[str, typer.Option(
+        help="plain; or canvas, moodle: as its gradebook imports it")] = "plain",
+    results: Annotated[Path | None, typer.Option(
+        help="write one JSON a submission here, at once; what stands there is not graded again")] = None,
     feedback: Annotated[Path | None, typer.Option(help="write an HTML page for each submission here")] = None,
-    timeout: Annotated[int, typer.Option(help="seconds a cell may take")] = 300,
-    library_points: Annotated[bool, typer.Option(
-        "--library-points", help="give points also where the answer is the library's own function")] = False,
+    seed: Annotated[str, typer.Option(help="draws further cases, which no learner has seen")] = "",
+    partial: Annotated[bool, typer.Option(
+        "--partial", help="an answer that is right in some cases gets that share of its points")] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="seconds for all cases of an answer")] = 60,
+    total: Annotated[float, typer.Option(min=1, help="seconds for all answers of a submission")] = 300,
+    memory: Annotated[float, typer.Option(min=0.25, help="GiB that an answer may take")] = 2,
+    dask: Annotated[str, typer.Option(
+        help="address of a dask scheduler whose workers grade; else one is begun here")] = "",
+    here: Annotated[bool, typer.Option(
+        "--here", help="grade one after the other in this process, without dask")] = False,
 ) -> None:
-    """Grade submitted notebooks with nbgrader's rules, without a gradebook."""
+    """Grade the answers of submitted notebooks, each in a bound process of its own."""
+    from authoring.grade import Rules
     from authoring.grade import main as work
+    from authoring.grading.starter import Bounds
     from authoring.places import absolute, writable_file, writable_folder
 
+    if csv_for not in ("plain", "canvas", "moodle"):
+        raise ValueError(f"--csv-for must be plain, canvas or moodle, is {csv_for!r}.")
     csv = writable_file(csv, "--csv") if csv else None
+    results = writable_folder(absolute(results), "name another with --results") if results else None
     feedback = writable_folder(absolute(feedback), "name another with --feedback") if feedback else None
-    raise typer.Exit(work(context.obj, submissions, csv_path=csv, feedback=feedback, timeout=timeout,
-                          library_points=library_points))
+    bounds = Bounds(seconds=timeout, total=total, memory=int(memory * 2**30))
+    raise typer.Exit(work(context.obj, submissions, lesson=lesson, csv_path=csv, layout=csv_for,
+                          results=results, feedback=feedback, rules=Rules(seed, partial, bounds),
+                          dask=None if here else dask))
+
+
+@app.command()
+def similar(
+    context: typer.Context,
+    lesson: Annotated[str, typer.Argument(help="the lesson's key or number (gptq, 04)")],
+    submissions: Annotated[list[Path], typer.Argument(help="notebooks, folders, zip archives")],
+    least: Annotated[float, typer.Option(min=0.1, max=1, help="share of an answer's tokens")] = 0.8,
+) -> None:
+    """List answers that are alike beyond what the stub gives: to look at, not a verdict."""
+    from authoring.grading.similar import main as work
+    from authoring.grading.submissions import collect
+    from authoring.grading.trees import assignment
+
+    work(collect(submissions), assignment(context.obj, lesson).tasks, least)
 
 
 @app.command(name="list")
 def list_lessons(context: typer.Context) -> None:
-    """List the lessons: minutes, memory, what you measure."""
+    """List the lessons: your time, the machine's minutes and memory, what you measure."""
     from rich.console import Console
     from rich.table import Table
 
+    from authoring import working_time
     from authoring.generate import read_title
     from authoring.sync import read_costs
 
     costs = read_costs(context.obj)
     titles = {key: part.title for part in context.obj.parts for key in part.lessons}
-    table = Table("part", "number", "key", "minutes", "memory", "what you measure")
+    table = Table("part", "number", "key", "your time", "minutes", "memory", "what you measure")
     for path in context.obj.lessons():
         lesson = read_title(context.obj, path)
         cost = costs.get(lesson.key)
         took = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
-        table.add_row(titles.get(lesson.key, ""), lesson.number, lesson.key, *took, lesson.goal)
+        yours = working_time.of(context.obj, path)
+        table.add_row(titles.get(lesson.key, ""), lesson.number, lesson.key, yours, *took, lesson.goal)
     Console().print(table)
+    typer.echo(working_time.sentence(context.obj))
+
+
+@app.command()
+def claims(context: typer.Context) -> None:
+    """Print the article's claims with the verdicts of the executed solutions; write docs/claims.md."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from authoring.claims import PAGE, rows
+    from authoring.sync import sync_claims, sync_readme
+
+    table = Table("claim", "the article says", "verdict", "cell")
+    for claim, one in rows(context.obj):
+        verdict = f"{one.verdict} ({one.part})" if one and one.part else one.verdict if one else "open"
+        table.add_row(claim.id, claim.says, verdict, f"{one.stem}, {one.cell}" if one else "")
+    Console().print(table)
+    if not sync_claims(context.obj, typer.echo) + sync_readme(context.obj, typer.echo):
+        typer.echo(f"{PAGE} is in step with the cells; it has the figures.")
 
 
 @app.command(name="new-exercise")
@@ -227,13 +303,23 @@ def mutants(
 
 
 @app.command()
-def fetch() -> None:
-    """Download and convert the embedded model and the texts, train the shared classifiers; once."""
-    from course_utils import data, finetune, models
+def fetch(
+    lazy: Annotated[bool, typer.Option(
+        "--lazy", help="leave what later lessons start from to the first one that needs it")] = False,
+) -> None:
+    """Make what the lessons start from, once: model, texts, classifiers, the phone's file, a small model."""
+    from course_utils import data, models
 
     models.prepare()
     data.prepare()
-    finetune.prepare()
+    if not lazy:
+        from course_utils import compressed, finetune
+        from course_utils.phone import export
+
+        finetune.prepare()
+        export.onnx_folder()
+        export.onnx_folder(level=4)
+        compressed.load("combined")
 
 
 @app.command()
@@ -245,6 +331,21 @@ def bench(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")
 
     writable_folder(records.FOLDER, "measure in a checkout of your own")
     raise typer.Exit(work(names or ()))
+
+
+@app.command()
+def site(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="folder for sources and pages")] = Path("build/site"),
+    links: Annotated[bool, typer.Option("--links", help="ask for every outside address instead")] = False,
+) -> None:
+    """Build the course's web site from docs/, the README and the executed lessons."""
+    from authoring.places import absolute, writable_folder
+    from authoring.site import build
+
+    out = writable_folder(absolute(out), "name another with --out")
+    pages = build(context.obj, out, builder="linkcheck" if links else "html")
+    typer.echo(f"every outside address answers: {pages}" if links else f"site: {pages / 'index.html'}")
 
 
 Texts = list[str] | None
@@ -322,8 +423,32 @@ def unbundle(
     raise typer.Exit(work(arguments or []))
 
 
+assignment = typer.Typer(help="Course folders for nbgrader.", no_args_is_help=True)
+
+
+@assignment.command()
+def build(
+    context: typer.Context,
+    lessons: Annotated[list[str], typer.Argument(metavar="LESSON...", help="numbers or keys (04, gptq)")],
+    out: Annotated[Path, typer.Option(help="the course folder")],
+    answers_only: Annotated[bool, typer.Option(
+        "--answers-only", help="autograde runs the answers alone, as `course grade` does")] = False,
+    seed: Annotated[str, typer.Option(help="as of `course grade`; with --answers-only")] = "",
+    partial: Annotated[bool, typer.Option("--partial", help="as of `course grade`")] = False,
+) -> None:
+    """Write a course folder that nbgrader generates, grades, reports and exports from."""
+    from authoring.grading.assignment import build as work
+    from authoring.places import absolute, writable_folder
+
+    out = writable_folder(absolute(out), "name another with --out")
+    for path in work(context.obj, lessons, out, answers_only=answers_only, seed=seed, partial=partial):
+        typer.echo(f"wrote {path}")
+
+
 # Subcommands with modules of their own are added here: app.add_typer(..., name="...").
+app.add_typer(assignment, name="assignment")
 app.add_typer(engines_app, name="engines")
+app.add_typer(phone_app, name="phone")
 
 
 def _check_copy(program: Path, prefix: Path) -> None:
@@ -364,7 +489,7 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package in ("course_utils", "authoring"):
             raise
-        if package in ("jupytext", "nbgrader", "pytest", "ruff"):
+        if package in ("jupytext", "nbgrader", "pytest", "ruff", "distributed", "copydetect"):
             message = f"{error}. Authors and instructors install more: pip install -e '.[author]'"
         else:
             message = (f"{error} in {sys.prefix}, so the environment is not complete. If it is the course's "

@@ -13,7 +13,7 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from authoring import library, links
+from authoring import claims, library, links
 from authoring.project import LessonError, Project, key_of, number_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,56}")  # with "-check" it still fits a cell id's 64 characters
@@ -195,6 +195,7 @@ def make_notebook(project: Project, lesson: Lesson, kind: str, costs: dict[str, 
     for cell in lesson.cells[1:]:
         if cell.type == "markdown":
             text = links.resolve(project, lesson.path, cell.name, cell.source)
+            text = claims.fill(project, lesson.path, cell.name, text)
             cells.append(_markdown(cell.name, text, cell.options.get("tags")))
         elif "exercise" in cell.options or "predict" in cell.options:
             try:
@@ -240,7 +241,9 @@ def header(project: Project, lesson: Lesson, path: str, cost: dict[str, Any] | N
         measured = "not measured yet"
     badges = links.badges(project.repository, project.ref, path)
     place = links.place(project, lesson.path)
-    above = [heading, *[place] * bool(place), badges, f"**It takes** {measured}."]
+    ours = " **The outputs are ours**, from that machine, until you run a cell."
+    takes = f"**It takes** {measured}." + ours * (bool(cost) and path.startswith("notebooks/"))
+    above = [heading, *[place] * bool(place), badges, takes]
     return "\n\n".join([*above, rest.strip("\n")]).rstrip("\n")
 
 

@@ -114,9 +114,10 @@ def setup_line(repository: str, ref: str) -> str:
         ref: branch or tag to install from.
 
     Returns:
-        One line of code.
+        A comment and one line of code.
     """
     return (
+        "# On your own machine: does nothing. On Colab: installs the course; if that fails, run it again.\n"
         'import importlib.util; importlib.util.find_spec("course_utils") or get_ipython().system('
         f'"pip install -q --no-deps git+{repository}@{ref}"); '
         "from course_utils import lesson_setup; lesson_setup.prepare()"
@@ -124,7 +125,7 @@ def setup_line(repository: str, ref: str) -> str:
 
 
 def badges(repository: str, ref: str, path: str) -> str:
-    """The Colab and Binder badges of a notebook.
+    """Links that open a notebook in Colab and in Binder. Words, no badges: a picture would come from outside.
 
     Args:
         repository: its address.
@@ -137,7 +138,4 @@ def badges(repository: str, ref: str, path: str) -> str:
     name = repository.removeprefix("https://github.com/").removesuffix(".git").strip("/")
     colab = f"https://colab.research.google.com/github/{name}/blob/{ref}/{path}"
     binder = f"https://mybinder.org/v2/gh/{name}/{ref}?urlpath=lab/tree/{path}"
-    return (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab}) "
-        f"[![Open in Binder](https://mybinder.org/badge_logo.svg)]({binder})"
-    )
+    return f"[Open in Colab]({colab}) | [Open in Binder]({binder})"

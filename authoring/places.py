@@ -17,8 +17,9 @@ from jupyter_core.paths import jupyter_runtime_dir
 from authoring.project import Project
 
 RUNS = "COURSE_RUNS"  # environment variable: folder for executed notebooks
+WORK = "COURSE_WORK"  # environment variable: folder for the learner's copies of the notebooks
 # Environment variables that name folders; the last two are of the hub's library, which loads models.
-FOLDERS = ("COURSE_CACHE", RUNS, "HF_HOME", "HF_HUB_CACHE")
+FOLDERS = ("COURSE_CACHE", RUNS, WORK, "HF_HOME", "HF_HUB_CACHE")
 
 
 def absolute(path: str | Path) -> Path:
@@ -102,15 +103,34 @@ def runs_folder(project: Project, chosen: Path | None = None) -> Path:
     Raises:
         ValueError: it may not be written.
     """
-    if chosen or os.environ.get(RUNS):
-        advice = f"name another folder with {'--out' if chosen else RUNS}"
-        return writable_folder(absolute(chosen or os.environ[RUNS]), advice)
+    if chosen:
+        return writable_folder(absolute(chosen), "name another folder with --out")
+    return own_folder(project, "runs", RUNS, f"--out or the variable {RUNS}")
+
+
+def own_folder(project: Project, name: str, variable: str, options: str = "") -> Path:
+    """A folder for what the user makes; it is made.
+
+    Args:
+        project: the course.
+        name: of the folder, in the checkout or else in the user's own folder for data.
+        variable: environment variable that may name another.
+        options: how the user can name one, for the error; the variable when left out.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        ValueError: it may not be written.
+    """
+    if os.environ.get(variable):
+        return writable_folder(absolute(os.environ[variable]), f"name another folder with {variable}")
     try:
-        return writable_folder(project.root / "runs")
+        return writable_folder(project.root / name)
     except ValueError:
-        advice = f"name a folder with --out or the variable {RUNS}"
+        advice = f"name a folder with {options or f'the variable {variable}'}"
         try:
-            own = Path(platformdirs.user_data_dir("llm-inference-course", appauthor=False)) / "runs"
+            own = Path(platformdirs.user_data_dir("llm-inference-course", appauthor=False)) / name
         except RuntimeError as error:
             raise ValueError(f"{project.root} is read-only and there is no home folder: {advice}.") from error
         return writable_folder(own, advice)

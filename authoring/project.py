@@ -62,7 +62,7 @@ class Project:
 
         Raises:
             LessonError: a lesson is in no part or in two, a part names no lesson, or a part's lessons do not
-                stand side by side in the order of their numbers.
+                stand side by side in the order of their numbers; or it is not said for each what one learns.
         """
         listed = self.settings.get("tool", {}).get("course", {}).get("parts", [])
         if not listed:
@@ -82,8 +82,12 @@ class Project:
                          if place < before)
             raise _parts_error(f"lesson {wrong!r} stands behind lessons of a later part: give its file "
                                "another number or put it into another part.")
+        learn = self.settings["tool"]["course"].get("learn", {})
+        if learn and learn.keys() != {part["title"] for part in listed}:
+            raise _parts_error("[tool.course.learn] needs a sentence for each part's title, and no other.")
         return tuple(
-            Part(n, part["title"], tuple(key for key in keys if key in part["lessons"]))
+            Part(n, part["title"], tuple(key for key in keys if key in part["lessons"]),
+                 learn.get(part["title"], ""))
             for n, part in enumerate(listed, start=1)
         )
 
@@ -185,11 +189,13 @@ class Part:
         number: its place, from 1.
         title: its title.
         lessons: keys of its lessons in order.
+        learn: what one can do after it, a sentence; "" when pyproject.toml does not say.
     """
 
     number: int
     title: str
     lessons: tuple[str, ...]
+    learn: str = ""
 
 
 def _parts_error(text: str) -> LessonError:

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from authoring import places
+from authoring.cluster import spread
 from authoring.project import Project, is_foreign
 from authoring.sync import replace_file
-
-LIBRARY = "passed with the library's function"  # status of an exercise that was skipped in this way
+from course_utils.progress import LIBRARY
+from course_utils.progress import statuses as exercise_statuses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,10 @@ def run_lessons(
     parameters: dict[str, Any] | None = None,
     offline: bool = False,
     out: Path | None = None,
+    own: Path | None = None,
     on_cell: Callable[[Path, int, int, NotebookNode], None] | None = None,
     done: Callable[[Row], None] | None = None,
+    dask: str | None = None,
 ) -> list[Row]:
     """Execute notebooks. One that fails does not keep the others from running.
 
@@ -74,8 +77,11 @@ def run_lessons(
         offline: let no connection leave the machine.
         out: folder for the executed notebooks, which go into its folder <kind>; chosen as
             `places.runs_folder` does when left out.
-        on_cell: called with (path, index, number of cells, cell) when a cell starts.
+        own: the learner's folder: a copy there is run in the place of the course's notebook.
+        on_cell: called with (path, index, number of cells, cell) when a cell starts; not with `dask`.
         done: called with the `Row` of each notebook when it has run.
+        dask: address of a scheduler whose workers run the notebooks, see `authoring.cluster`. They need the
+            same folders. None runs one after the other here, which alone gives times that can be compared.
 
     Returns:
         A row for each notebook; that of one that failed has its error.
@@ -88,15 +94,22 @@ def run_lessons(
 
     rows = []
     files = _files(project, kind, numbers)
+    if own:
+        theirs = {project.root / kind / path.name: path for path in own.glob("*.ipynb")}
+        files = [theirs.get(file, file) for file in files]
     for file in files if parameters else ():
         with contextlib.suppress(OSError, nbformat.reader.NotJSONError, nbformat.ValidationError):
             check_parameters(read(file), parameters, str(project.relative(file)))
     folder = places.writable_folder(places.runs_folder(project, out) / kind, "name another with --out")
-    for file in files:
-        rows.append(_run_one(project, file, folder / file.name, parameters, offline, on_cell))
+    tasks = [(project, file, folder / file.name, parameters, offline) for file in files]
+    for n, row in enumerate(_run_one(*task, on_cell) for task in tasks) if dask is None else spread(
+            _run_one, tasks, dask):
+        if isinstance(row, BaseException):
+            row = Row(files[n].stem, 0.0, 0, 0, 0, project.relative(files[n]), f"{type(row).__name__}: {row}")
+        rows.append(row)
         if done:
-            done(rows[-1])
-    return rows
+            done(row)
+    return sorted(rows, key=lambda row: [file.stem for file in files].index(row.lesson))
 
 
 def _files(project: Project, kind: str, numbers: Sequence[str]) -> list[Path]:
@@ -118,7 +131,7 @@ def _run_one(
     target: Path,
     parameters: dict[str, Any] | None,
     offline: bool,
-    on_cell: Callable[[Path, int, int, NotebookNode], None] | None,
+    on_cell: Callable[[Path, int, int, NotebookNode], None] | None = None,
 ) -> Row:
     from authoring.execute import execute
 
@@ -136,25 +149,6 @@ def _run_one(
     counted = Counter(statuses.values())
     return Row(file.stem, done.seconds, done.peak_bytes, counted["passed"], len(statuses),
                project.relative(target), error, counted[LIBRARY])  # fmt: skip
-
-
-def exercise_statuses(notebook: NotebookNode) -> dict[str, str]:
-    """What came of the exercises, as the checks left it in the metadata of their outputs.
-
-    Args:
-        notebook: an executed notebook.
-
-    Returns:
-        Id of the exercise -> "passed", "failed", "not attempted", or `LIBRARY` when it passed with the
-        library's own function.
-    """
-    found = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            mark = output.get("metadata", {}).get("course", {})
-            if "exercise" in mark:
-                found[mark["exercise"]] = LIBRARY if mark.get("library") else mark["status"]
-    return found
 
 
 def table(rows: list[Row]) -> Table:

@@ -18,7 +18,7 @@ import nbformat
 from filelock import FileLock
 from nbformat.notebooknode import from_dict
 
-from authoring import generate, leaks, links
+from authoring import claims, generate, leaks, links, start_page, working_time
 from authoring.project import KINDS, LessonError, Project, key_of
 from course_utils import lesson_needs
 
@@ -61,13 +61,19 @@ def check(project: Project, numbers: Sequence[str] = ()) -> list[str]:
             problems.append(str(error))
     if not numbers:
         problems += orphans(project) + typed_numbers(project)
-        if len(lessons) == len(project.lessons()) and readme_text(project, lessons, costs) is not None:
-            problems.append("README.md: the lesson table, the picture or a link to a lesson is out of step. "
-                            "Run `course sync`.")
+        try:
+            problems += claims.problems(project)
+            if len(lessons) == len(project.lessons()) and readme_text(project, lessons, costs) is not None:
+                problems.append("README.md: the lesson table, the picture, the claims or a link to a lesson "
+                                "is out of step. Run `course sync`.")
+        except LessonError as error:
+            problems.append(str(error))
+        if len(lessons) == len(project.lessons()) and start_text(project, lessons, costs) is not None:
+            problems.append(f"notebooks/{start_page.NAME}: out of step. Run `course sync`.")
         shown = picture(project)
         if shown and (not project.picture_file.exists() or project.picture_file.read_bytes() != shown[0]):
             problems.append(f"{project.relative(project.picture_file)}: out of step. Run `course sync`.")
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def sync(
@@ -115,15 +121,30 @@ def sync(
                     attach_outputs(fresh, _execute(project, lesson, paths[kind], fresh, on_cell))
                     write(paths[kind], fresh)
         for kind in KINDS:
-            fresh = generate.make_notebook(project, lesson, kind, read_costs(project))
-            outputs = kept_outputs(paths[kind], fresh)
-            if outputs is not None:
-                attach_outputs(fresh, outputs)
-            write(paths[kind], fresh)
-    written += _sync_readme(project, report)
+            write(paths[kind], with_kept_outputs(project, lesson, kind))
+    written += sync_claims(project, report)
+    written += sync_readme(project, report)
     for line in [] if numbers else orphans(project):
         report(line)
     return written
+
+
+def with_kept_outputs(project: Project, lesson: generate.Lesson, kind: str) -> NotebookNode:
+    """The notebook of a lesson with the outputs that the stored one has, if they still belong to its code.
+
+    Args:
+        project: the course.
+        lesson: the lesson's source.
+        kind: "notebooks" or "solutions".
+
+    Returns:
+        The notebook.
+    """
+    fresh = generate.make_notebook(project, lesson, kind, read_costs(project))
+    outputs = kept_outputs(project.notebook(kind, lesson.path), fresh)
+    if outputs is not None:
+        attach_outputs(fresh, outputs)
+    return fresh
 
 
 def _follow(project: Project, path: Path, report: Callable[[str], object]) -> None:
@@ -284,6 +305,39 @@ def save_costs(project: Project, key: str, execution: Execution) -> None:
         replace_file(project.costs_file, json.dumps(costs, indent=1, sort_keys=True) + "\n")
 
 
+# --- the claims ---------------------------------------------------------------------------------------------
+
+
+def sync_claims(project: Project, report: Callable[[str], object]) -> list[Path]:
+    """Bring the page of claims, and the lessons that show its table, in step with what the cells print.
+
+    Args:
+        project: the course.
+        report: called with a line of text for each file written.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    try:
+        for path in [path for path in project.lessons() if claims.shows_table(path)]:
+            lesson = generate.read_lesson(project, path)
+            for kind in KINDS:
+                notebook, target = with_kept_outputs(project, lesson, kind), project.notebook(kind, path)
+                stale = "code" not in notebook.metadata.course  # its own sync executes it: keep what there is
+                if not stale and write_notebook(project, target, notebook):
+                    written.append(target)
+        text, page = claims.page(project), project.root / claims.PAGE
+        if text is not None and not (page.exists() and page.read_text(encoding="utf-8") == text):
+            replace_file(page, text)
+            written.append(page)
+    except LessonError as error:  # somebody else's lesson, when only some were asked for
+        report(f"{claims.PAGE} left as it is: {error}")
+    for path in written:
+        report(f"wrote {project.relative(path)}")
+    return written
+
+
 # --- the README's table and picture -----------------------------------------------------------------------
 
 
@@ -311,6 +365,8 @@ def readme_text(
     if f"<!-- {NEEDS}:begin -->" in fresh:
         needs = "\n".join(f"- *{need}*: {text}." for need, text in lesson_needs.NEEDS.items())
         fresh = _replace_part(fresh, NEEDS, needs)
+    if f"<!-- {claims.PART}:begin -->" in fresh:
+        fresh = _replace_part(fresh, claims.PART, claims.table(project, "solutions", short=True))
     shown = picture(project)
     if shown:
         alt = shown[1].replace("[", "(").replace("]", ")")
@@ -318,6 +374,24 @@ def readme_text(
         image = f"![{alt}]({project.relative(project.picture_file)})"
         fresh = _replace_part(fresh, PICTURE, f"{image}\n\n*{alt} [Picture from {target}]({target})*")
     return None if fresh == text else fresh
+
+
+def start_text(project: Project, lessons: list[generate.Lesson], costs: dict[str, dict]) -> str | None:
+    """A fresh start page for learners.
+
+    Args:
+        project: the course.
+        lessons: all lessons in order.
+        costs: what `read_costs` returned.
+
+    Returns:
+        Its file's content; None when it is right already, or when the course has no parts to make a map of.
+    """
+    if not project.parts:
+        return None
+    path = project.root / "notebooks" / start_page.NAME
+    fresh = generate.to_text(start_page.make(project, lessons, costs))
+    return None if path.exists() and path.read_text(encoding="utf-8") == fresh else fresh
 
 
 def _replace_part(text: str, name: str, content: str) -> str:
@@ -353,18 +427,35 @@ def _pictured(project: Project) -> tuple[Path | None, str]:
     return (project.notebook("solutions", project.lesson(key)) if key else None), cell_id
 
 
-def _sync_readme(project: Project, report: Callable[[str], object]) -> list[Path]:
+def sync_readme(project: Project, report: Callable[[str], object]) -> list[Path]:
+    """Bring the generated parts of the README and its picture in step.
+
+    Args:
+        project: the course.
+        report: called with a line of text for each file written.
+
+    Returns:
+        The files written.
+    """
     try:
         lessons = [generate.read_lesson(project, path) for path in project.lessons()]
     except LessonError as error:  # somebody else's lesson, when only some were asked for
         report(f"README.md left as it is: {error}")
         return []
     written = []
+    start = start_text(project, lessons, read_costs(project))
+    if start is not None:
+        written.append(project.root / "notebooks" / start_page.NAME)
+        replace_file(written[-1], start)
     shown = picture(project)
     if shown and (not project.picture_file.exists() or project.picture_file.read_bytes() != shown[0]):
         replace_file(project.picture_file, shown[0])
         written.append(project.picture_file)
-    text = readme_text(project, lessons, read_costs(project))
+    try:
+        text = readme_text(project, lessons, read_costs(project))
+    except LessonError as error:
+        report(f"README.md left as it is: {error}")
+        text = None
     if text is not None:
         replace_file(project.root / "README.md", text)
         written.append(project.root / "README.md")
@@ -374,7 +465,7 @@ def _sync_readme(project: Project, report: Callable[[str], object]) -> list[Path
 
 
 def lesson_table(project: Project, lessons: list[generate.Lesson], costs: dict[str, dict]) -> str:
-    """The README's table: a row for each lesson, under a row for each part.
+    """The README's table: a row for each lesson, under a row for each part; below it, what working time is.
 
     Args:
         project: the course.
@@ -384,18 +475,20 @@ def lesson_table(project: Project, lessons: list[generate.Lesson], costs: dict[s
     Returns:
         Markdown.
     """
-    rows = ["| lesson | minutes | memory | model needs | what you measure |", "|---|---|---|---|---|"]
+    rows = ["| lesson | your time | minutes | memory | model needs | what you measure |", "|" + 6 * "---|"]
     first = {part.lessons[0]: part for part in project.parts if part.lessons}
     for lesson in lessons:
         if part := first.get(lesson.key):
-            rows.append(f"| **Part {part.number}: {part.title}** | | | | |")
+            rows.append(f"| **Part {part.number}: {part.title}** | | | | | |")
         cost = costs.get(lesson.key)
         minutes, memory = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
         name = f"{lesson.number}: {lesson.title}".replace("|", "\\|")
         goal = lesson.goal.replace("|", "\\|")
         needs = model_needs(lesson)
-        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {minutes} | {memory} | {needs} | {goal} |")
-    return "\n".join(rows)
+        yours = working_time.of(project, lesson.path)
+        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {yours} | {minutes} | {memory} | {needs} | "
+                    f"{goal} |")  # fmt: skip
+    return "\n".join([*rows, "", working_time.sentence(project)])
 
 
 def model_needs(lesson: generate.Lesson) -> str:
@@ -455,7 +548,8 @@ def orphans(project: Project) -> list[str]:
     stems = {path.stem for path in project.lessons()}
     found = [path for kind in KINDS for path in sorted((project.root / kind).glob("*.ipynb"))]
     text = "no lesson in lessons/ generates it. Remove it."
-    return [f"{project.relative(path)}: {text}" for path in found if path.stem not in stems]
+    return [f"{project.relative(path)}: {text}" for path in found
+            if path.stem not in stems and path.name != start_page.NAME]
 
 
 def _check_notebook(project: Project, path: Path, expected: NotebookNode) -> list[str]:

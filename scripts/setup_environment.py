@@ -336,6 +336,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--extras", default="", help="comma-separated extras of pyproject.toml")
     parser.add_argument("--no-model", action="store_true", help="install only, fetch no model and no text")
+    parser.add_argument("--lazy", action="store_true",
+                        help="leave what later lessons start from to the first one that needs it")
     options = parser.parse_args()
     check_environment()
 
@@ -348,7 +350,7 @@ def main() -> None:
             if not is_current(wanted()):  # another process may have done it meanwhile
                 install(wanted())
     if not options.no_model:
-        run(PYTHON, "-m", "authoring.cli", "fetch")
+        run(PYTHON, "-m", "authoring.cli", "fetch", *["--lazy"] * options.lazy)
 
 
 if __name__ == "__main__":
