@@ -6,10 +6,10 @@ BIN = "$(patsubst ~/%,$(HOME)/%,$(or $(COURSE_VENV),.venv))/bin"
 unexport PYTHONPATH PYTHONHOME
 # In a container the user is often root, and Jupyter wants to be told that this is meant.
 ALLOW_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
-.PHONY: help setup course lab test quick test-browser bench sync lint lock clean
+.PHONY: help setup course lab test quick test-browser run-all arm64 bench site sync lint lock clean
 
 help:          ## list the targets
-	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 setup:         ## virtual environment, pinned packages, model and texts
 	@$(SETUP)
@@ -18,33 +18,46 @@ course:        ## run every lesson end to end and print a table
 	@$(SETUP)
 	@$(BIN)/course run
 
-lab:           ## open JupyterLab on the learner's notebooks
-	@$(SETUP)
+lab:           ## open JupyterLab on your own copies of the notebooks
+	@$(SETUP) --lazy
 	@$(BIN)/course lab $(ALLOW_ROOT)
 
 test:          ## every test, the same that CI runs
-	@$(SETUP) --extras libraries,author
-	@$(BIN)/ruff check course_utils authoring lessons tests scripts
-	@$(BIN)/python -m pytest -m "not browser"
+	@$(SETUP) --extras libraries,author,site,phone
+	@$(BIN)/ruff check course_utils authoring docs lessons tests scripts
+	@$(BIN)/python -m pytest -m "not browser" --durations=30
 
 quick:         ## the tests that take seconds
-	@$(SETUP) --extras libraries,author
+	@$(SETUP) --extras libraries,author,site,phone
 	@$(BIN)/python -m pytest -m "not browser and not slow"
 
-test-browser:  ## run a lesson in JupyterLab in headless Chromium
-	@$(SETUP) --extras libraries,author,browser
-	@$(BIN)/python -m pytest -m browser tests/platforms
+test-browser:  ## a lesson in JupyterLab, and the web site, in headless Chromium
+	@$(SETUP) --extras libraries,author,browser,site,phone
+	@$(BIN)/python -m pytest -m browser tests/platforms tests/site
+
+run-all:       ## every lesson in JupyterLab in headless Chromium, all cells, with times
+	@$(SETUP) --extras libraries,author,browser,site,phone
+	@COURSE_EVERY_LESSON=1 $(BIN)/python -m pytest -m browser tests/platforms/test_browser.py \
+		-k runs_in_jupyterlab --durations=0 --durations-min=1
+
+arm64:         ## the phone's model under an emulated ARM processor: same tokens?
+	@$(SETUP)
+	@$(BIN)/python scripts/arm64.py
 
 bench:         ## side-by-side measurements, written to recorded/
 	@$(SETUP) --extras libraries
 	@$(BIN)/course bench
+
+site:          ## build the web site into build/site
+	@$(SETUP) --extras site --no-model
+	@$(BIN)/course site
 
 sync:          ## generate notebooks/ and solutions/ from lessons/
 	@$(SETUP) --extras libraries,author
 	@$(BIN)/course sync
 
 lint:          ## look over the code
-	@$(BIN)/ruff check course_utils authoring lessons tests scripts
+	@$(BIN)/ruff check course_utils authoring docs lessons tests scripts
 
 lock:          ## resolve pyproject.toml again (needs uv)
 	@$(PYTHON) scripts/make_lock.py

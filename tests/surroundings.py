@@ -2,6 +2,9 @@
 
 import os
 import subprocess
+import time
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -37,3 +40,15 @@ def small_disk(folder, megabytes):
     if not possible:
         pytest.skip("no disk can be mounted here")
     return command
+
+
+def wait_until_served(address, server, log):
+    """Wait for a Jupyter server that was just started; AssertionError with its log when none answers."""
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"{address}/api/status", timeout=2).close()
+            return
+        except (urllib.error.URLError, OSError):
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.25)
+    raise AssertionError(f"no answer from {address} in a minute: {log.read_text()}")

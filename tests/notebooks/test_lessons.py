@@ -1,5 +1,6 @@
 """Every lesson of the course: in step with its source, runs offline, gives its numbers again."""
 
+import os
 import re
 import subprocess
 
@@ -13,6 +14,7 @@ from authoring.project import KINDS, Project, key_of
 from authoring.run import exercise_statuses
 from authoring.verify import verify
 from course_utils import checking
+from course_utils.phone import export
 
 PROJECT = Project()
 LESSONS = [path.stem for path in PROJECT.lessons()]
@@ -79,21 +81,6 @@ def test_claims_end_in_a_printed_verdict(lesson):
     assert settled or not named, f"mentions {sorted(named)} and prints a verdict on none"
 
 
-@pytest.mark.slow
-@each_lesson
-def test_the_learner_s_notebook_runs_offline_with_nothing_solved(lesson):
-    path = PROJECT.root / "notebooks" / f"{lesson}.ipynb"
-    done = execute(path, path.parent, offline=True)
-    assert done.error is None, done.traceback
-    assert set(exercise_statuses(done.notebook).values()) == {"not attempted"}
-    if done.peak_bytes >= 2e9:
-        # The lesson on GPTQ takes 1.7 to 2.4 GB, one run in five more than 2, while GPTQModel packs layers:
-        # the cause is not found. So the lower of two runs counts, and what is always too much still fails.
-        print(f"first run: {done.peak_bytes / 1e9:.2f} GB in cell {done.peak_cell!r}")
-        done = execute(path, path.parent, offline=True)
-    assert done.peak_bytes < 2e9, f"{done.peak_bytes / 1e9:.2f} GB in cell {done.peak_cell!r}"
-
-
 def in_turn(lessons, commit, count=2):
     """Some of the lessons, others with each commit."""
     first = int(commit or "0", 16) % len(lessons)
@@ -103,10 +90,41 @@ def in_turn(lessons, commit, count=2):
 COMMIT = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT.root, capture_output=True, text=True).stdout
 
 
+# A learner's notebook shares its cells with the solution, which always runs whole: so a quarter will do.
+A_QUARTER = in_turn(LESSONS, COMMIT, -(-len(LESSONS) // 4))
+LEARNERS = LESSONS if os.environ.get("COURSE_EVERY_LESSON") else A_QUARTER
+
+
+def prepare(lesson):
+    """Make what a lesson makes once with pip: that needs a network, and lessons run without one here."""
+    if key_of(lesson) == "phone":
+        export.onnx_folder()
+        export.onnx_folder(level=4)
+
+
+@pytest.mark.slow
+@each_lesson
+def test_the_learner_s_notebook_runs_offline_with_nothing_solved(lesson):
+    if lesson not in LEARNERS:
+        pytest.skip("has its turn with another commit; COURSE_EVERY_LESSON=1 runs all")
+    prepare(lesson)
+    path = PROJECT.root / "notebooks" / f"{lesson}.ipynb"
+    done = execute(path, path.parent, offline=True)
+    assert done.error is None, done.traceback
+    assert set(exercise_statuses(done.notebook).values()) == {"not attempted"}
+    if done.peak_bytes >= 2e9 and key_of(lesson) != "gptq":
+        # The lesson on before and after took 1.76, 1.90, 1.92 and once, on one core, 2.00 GB in one and the
+        # same cell: why is not found. So the lower of two counts, and what is always too much still fails.
+        print(f"first run: {done.peak_bytes / 1e9:.2f} GB in cell {done.peak_cell!r}")
+        done = execute(path, path.parent, offline=True)
+    assert done.peak_bytes < 2e9, f"{done.peak_bytes / 1e9:.2f} GB in cell {done.peak_cell!r}"
+
+
 @pytest.mark.slow
 @each_lesson
 def test_the_solution_gives_its_numbers_again(lesson, monkeypatch):
     """For two lessons in turn on one thread and with another hash seed: a figure that moves is thin."""
+    prepare(lesson)
     if one_thread := lesson in in_turn(LESSONS, COMMIT):
         monkeypatch.setenv("PYTHONHASHSEED", "12345")
     assert verify(PROJECT, [lesson], threads=1 if one_thread else None) == 0

@@ -11,9 +11,11 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from authoring import grade, places
+from authoring import places
 from authoring.execute import check_parameters, execute
 from authoring.generate import PARAMETERS
+from authoring.grading.reports import page_names
+from authoring.grading.submissions import collect
 from authoring.project import Project, select
 from course_utils import cache, models
 from course_utils.errors import CourseError
@@ -25,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def course(project, *arguments, before=(), cwd=None, **variables):
     """Run the command; its standard output and error together, and its exit code."""
-    environment = os.environ | {"COLUMNS": "250", "PYTHONPATH": str(ROOT)} | variables
+    path = f"{project.root}{os.pathsep}{ROOT}"  # the project's exercises, then ours
+    environment = os.environ | {"COLUMNS": "250", "PYTHONPATH": path} | variables
     done = subprocess.run([*before, *COMMAND, str(project.root), *map(str, arguments)], cwd=cwd, text=True,
                           env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
     return done.stdout, done.returncode
@@ -126,7 +129,7 @@ def test_a_learner_s_copy_is_no_lesson_and_in_nobody_s_way(tmp_path):
 # --------------------------------------------------------------------------- pages of submissions
 
 def names(*paths):
-    found = grade.page_names([Path(path) for path in paths])
+    found = page_names([Path(path) for path in paths])
     assert len({name.casefold() for name in found}) == len(paths)
     return found
 
@@ -150,8 +153,8 @@ def test_names_that_a_file_system_may_take_for_one_differ():
 def test_a_submission_named_twice_is_graded_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b").symlink_to(tmp_path)  # another name for the folder: another submission
-    assert grade.once([Path("a.ipynb"), Path("./a.ipynb"), Path("b/a.ipynb")]) == [
-        Path("a.ipynb"), Path("b/a.ipynb")]
+    found = collect([Path("a.ipynb"), Path("./a.ipynb"), Path("b/a.ipynb")])
+    assert [submission.path for submission in found] == [Path("a.ipynb"), Path("b/a.ipynb")]
     assert "graded once" in capsys.readouterr().out
 
 
@@ -322,7 +325,8 @@ def test_pages_for_equal_names_and_an_answer_that_became_text(synced, tmp_path):
     out, code = course(synced, "grade", "anna/90_sample.ipynb", "bert/90_sample.ipynb", "--feedback", "f",
                        "--csv", "sub/points.csv", cwd=tmp_path)
     assert code == 0, out
-    assert out.count("7/7") == 2 and "answer ex-halve had been turned into markdown" in out
+    assert out.count("7/7") == 4, "each once when it is known, and once in the table"
+    assert "answer ex-halve had been turned into markdown" in out
     pages = sorted((tmp_path / "f").iterdir())
     assert [page.name for page in pages] == ["anna_90_sample.html", "bert_90_sample.html"]
     assert "turned into markdown" in pages[1].read_text() and (tmp_path / "sub/points.csv").exists()

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 
@@ -220,7 +221,9 @@ def test_a_target_that_cannot_be_packed_for(python, platform):
 @pytest.fixture
 def packed(index, tmp_path, monkeypatch):
     """A bundle of a small course for this machine: four packages, one cache folder, parts of 500 kB."""
-    (pip,) = Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl")
+    bundled = Path(ensurepip.__file__).parent / "_bundled"
+    wheels_of_debian = sysconfig.get_config_var("WHEEL_PKG_DIR")
+    (pip,) = Path(wheels_of_debian or bundled).glob("pip-*.whl")
     shutil.copy(pip, index)
     course = tmp_path / "checkout"
     course.mkdir()
@@ -272,7 +275,7 @@ def test_packing_twice_gives_the_same_manifest(packed, tmp_path, index):
 @linux
 def test_damaged_and_missing_parts_are_named_before_anything_is_changed(packed, tmp_path, capsys):
     names = sorted(path.name for path in packed.glob("course.tar.*"))
-    assert len(names) >= 4
+    size = (packed / names[2]).stat().st_size  # less where Python brings a smaller pip
     (packed / names[0]).unlink()
     data = bytearray((packed / names[1]).read_bytes())
     data[1234] ^= 1
@@ -283,7 +286,7 @@ def test_damaged_and_missing_parts_are_named_before_anything_is_changed(packed, 
         assert capsys.readouterr().err.splitlines() == [
             f"error: {names[0]} is missing",
             f"error: {names[1]} is damaged: its SHA-256 is not the one in bundle.json",
-            f"error: {names[2]} is damaged: it has 5 bytes instead of 500,000",
+            f"error: {names[2]} is damaged: it has 5 bytes instead of {size:,}",
             "error: copy these parts again; nothing was changed"]
         assert not (tmp_path / "course").exists()
 

@@ -127,6 +127,22 @@ def test_what_is_installed_is_the_whole_of_our_packages(repository, installed):
     assert files(installed.site) == files(repository)
 
 
+def test_the_set_up_cell_of_every_lesson_finds_nothing_more_to_do(repository, installed):
+    frozen = [installed.bin / "python", "-m", "pip", "freeze"]
+    before = run(frozen, installed.folder, installed.environment)
+    cells, line = [], links.setup_line(PROJECT.repository, PROJECT.ref)
+    for path in PROJECT.notebooks("notebooks"):
+        (cell,) = [c for c in nbformat.read(path, as_version=4).cells if c.source == line]
+        cell.update(source=links.setup_line(repository.as_uri(), PROJECT.ref), id=path.stem)
+        cells.append(cell)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), installed.folder / "again.ipynb")
+    run([installed.bin / "python", "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace",
+         "again.ipynb"], installed.folder, installed.environment)
+    done = nbformat.read(installed.folder / "again.ipynb", as_version=4).cells
+    assert len(done) == len(PROJECT.lessons()) and not any(cell.outputs for cell in done)
+    assert run(frozen, installed.folder, installed.environment) == before
+
+
 @pytest.mark.parametrize("key", LESSONS)
 def test_a_learners_notebook_runs_from_another_folder(repository, installed, key):
     notebook = Project(repository).notebook("notebooks", PROJECT.lesson(key))

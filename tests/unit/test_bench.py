@@ -7,6 +7,7 @@ import types
 
 import psutil
 import pytest
+import torch
 
 from authoring import bench
 from authoring.bench import waiting
@@ -99,6 +100,22 @@ def test_a_row_that_was_known_already_is_not_lost(monkeypatch, tmp_path):
         bench.resume("bench_pretend", "Bits", RUNS, stops_after_the_first)
     kept = records.load("bench_pretend")["results"]["rows"]
     assert kept == [{"bits": 4, "error": 2.0**-4}, {"bits": 2, "error": 0.25}]
+
+
+def test_rows_of_another_number_of_threads_are_not_joined(monkeypatch, tmp_path):
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    before = torch.get_num_threads()
+    records.save("bench_pretend", {"title": "Bits", "rows": [{"bits": 4, "error": 1.0}]})
+    text = (tmp_path / "bench_pretend.json").read_text()
+    torch.set_num_threads(before + 1)
+    try:
+        with pytest.raises(CourseError, match=rf"threads {before} and not {before + 1}. Go on there"):
+            bench.resume("bench_pretend", "Bits", RUNS, lambda bits: {"error": 2.0**-bits})
+        assert (tmp_path / "bench_pretend.json").read_text() == text
+        rows = bench.resume("bench_pretend", "Bits", {(4,): {"bits": 4}}, lambda bits: {})
+        assert rows == [{"bits": 4, "error": 1.0}]  # nothing is missing: it is shown
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---- waiting -----------------------------------------------------------------------------------------------

@@ -200,8 +200,9 @@ def test_install_run_and_redo_after_an_interrupt(engine, package, monkeypatch):
     fake = engine(USES_IT, installed=False)
     # No build isolation: what builds the package must be there before.
     fake.requirements.write_text(f"setuptools\nwheel\ntiny-engine @ file://{package}\n")
-    fake = replace(fake, build_first=("setuptools", "wheel"))
+    fake = replace(fake, build_first=("setuptools", "wheel"), without=("wheel",))
     folder = engines.install(fake)
+    assert subprocess.run([fake.python, "-c", "import wheel"], stderr=subprocess.DEVNULL).returncode != 0
     answer = engines.run(fake, {})
     assert answer.values["name"] == "tiny" and Path(answer.values["prefix"]).resolve() == folder.resolve()
 

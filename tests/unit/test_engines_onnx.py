@@ -49,7 +49,8 @@ def test_fp32_is_the_same_model(tiny, exported, tmp_path):  # noqa: F811
     assert np.allclose(logits, reference(tiny[0]), atol=1e-4)
 
 
-@pytest.mark.parametrize(("step", "most"), [("int8", 0.02), ("int4", 0.05)])
+@pytest.mark.parametrize(("step", "most"), [
+    ("int8", 0.02), ("int8-full", 0.02), ("int4", 0.05), ("int4-64", 0.05)])
 def test_quantized_stays_near(tiny, exported, tmp_path, step, most):  # noqa: F811
     _, logits = measured(exported / step, tmp_path / "l.npy")
     assert agreement.mean_kl(reference(tiny[0]), logits) < most
@@ -58,6 +59,24 @@ def test_quantized_stays_near(tiny, exported, tmp_path, step, most):  # noqa: F8
 def test_tied_weights_are_stored_once(tiny, exported):  # noqa: F811
     data = (exported / "fp32" / "model.onnx.data").stat().st_size
     assert data <= 4 * tiny[0].num_parameters() + 4096
+
+
+def test_a_step_reads_the_tied_matrix_and_no_table(tiny, exported, tmp_path):  # noqa: F811
+    """FP32: every matrix once. INT4 has the embedding beside the output layer: only the latter is read."""
+    matrices = sum(parameter.numel() for parameter in tiny[0].parameters() if parameter.dim() == 2)
+    fp32, int4, int4_64 = (measured(exported / step, tmp_path / "l.npy")[0]
+                           for step in ("fp32", "int4", "int4-64"))
+    assert 4 * matrices <= fp32["read_bytes"] < 4 * tiny[0].num_parameters() + 1024
+    vocabulary, hidden = tiny[0].get_input_embeddings().weight.shape
+    assert int4["disk_bytes"] - int4["read_bytes"] >= vocabulary * hidden
+    assert int4_64["read_bytes"] < int4["read_bytes"], "one scale for 64 weights, and no zero points"
+
+
+def test_full_range_is_refused_without_the_instructions(exported):
+    request = {"task": "measure", "folder": str(exported / "int8-full"), "prompt": PROMPT, "new_tokens": 2,
+               "options": {"needs": ["no_such_set"]}}
+    answer = process.run(ENGINE, request, 60)
+    assert answer.reason == "refused" and "no_such_set" in answer.details
 
 
 def test_batch_and_cached_steps_equal_the_whole_pass(tiny, exported):  # noqa: F811

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
-import torch
 
 from authoring import links
 from course_utils import lesson_setup
+from course_utils.errors import CourseError
 
 
 def test_setup_does_nothing_where_the_package_is_installed(monkeypatch):
@@ -34,7 +35,15 @@ def test_setup_on_colab_installs_what_is_missing_and_keeps_its_torch(monkeypatch
     lesson_setup.prepare()
     command, constraints = calls[0]
     assert command[-2:] == ["not-there-at-all>=1", "numpy>=99"]
-    assert f"torch=={torch.__version__}" in constraints
+    assert f"torch=={version('torch')}" in constraints
     requires[:] = ["torch>=2.6"]
     lesson_setup.prepare()  # nothing is missing the second time
     assert len(calls) == 1
+
+
+def test_an_install_that_fails_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", object())
+    monkeypatch.setenv("PIP_NO_INDEX", "1")  # as without a network, and quicker
+    monkeypatch.setattr(lesson_setup.importlib.metadata, "requires", lambda name: ["not-there-at-all>=1"])
+    with pytest.raises(CourseError, match="could not install not-there-at-all>=1 .*Run this cell again"):
+        lesson_setup.prepare()

@@ -23,6 +23,7 @@ EXERCISES = [
             Mistake("dividing by 2 x times.", lambda values, times=1: [v / (2 * times) for v in values]),
         ],
         hint="what does halving twice come to?",
+        draw=lambda numbers: [Case([numbers.uniform(-9, 9) for _ in range(n)], times=n) for n in (1, 4, 2)],
     ),
     Exercise(
         reference=sample_library.Counter,

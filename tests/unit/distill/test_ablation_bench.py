@@ -14,7 +14,7 @@ def test_the_ablation_bench_runs_and_goes_on_where_it_stopped(monkeypatch, tmp_p
     monkeypatch.setattr(finetune, "load_classifier", lambda: (teacher, tokenizer))
     monkeypatch.setattr(data, "reviews", lambda split: examples)
     monkeypatch.setattr(records, "FOLDER", tmp_path)
-    for name, value in {"STEPS": 4, "BATCH": 2, "HELDOUT": 3}.items():
+    for name, value in {"STEPS": 4, "BATCH": 2, "HELDOUT": 3, "SEEDS": (0, 1)}.items():
         monkeypatch.setattr(bench, name, value)
     trained = []
     train = finetune.train
@@ -23,14 +23,14 @@ def test_the_ablation_bench_runs_and_goes_on_where_it_stopped(monkeypatch, tmp_p
     assert [(row["what"], row["layers"]) for row in rows] == list(bench.runs())
     assert fingerprint(teacher) == before
     first, *students = rows
-    assert first["+-"] is None and all(row["+-"] >= 0 and len(row["by seed"]) == 3 for row in students)
+    assert first["+-"] is None and all(row["+-"] >= 0 and len(row["by seed"]) == 2 for row in students)
     assert {row["layers"] for row in students} == {2, 3} and all(row["MB"] < first["MB"] for row in students)
-    assert sum(run.steps for run in trained) == 4 * 3 * len(students)
+    assert sum(run.steps for run in trained) == 4 * 2 * len(students)
     record = records.load(bench.NAME)
     records.save(bench.NAME, {"title": bench.TITLE, "rows": rows[:-1]})  # as if it had been interrupted
     trained.clear()
     again = bench.bench()
-    assert len(trained) == 3 and again[:-1] == rows[:-1]
+    assert len(trained) == 2 and again[:-1] == rows[:-1]
     assert records.load(bench.NAME)["results"]["rows"][-1]["accuracy"] == again[-1]["accuracy"]
     assert record["results"]["rows"] == rows
 
