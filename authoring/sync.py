@@ -18,7 +18,7 @@ import nbformat
 from filelock import FileLock
 from nbformat.notebooknode import from_dict
 
-from authoring import claims, generate, leaks, links, start_page, working_time
+from authoring import claims, generate, leaks, links, record_lines, start_page, working_time
 from authoring.project import KINDS, LessonError, Project, key_of
 from course_utils import lesson_needs
 
@@ -116,7 +116,8 @@ def sync(
         if run:
             for kind in reversed(KINDS):  # the solution first: its minutes and memory go into both headers
                 fresh = generate.make_notebook(project, lesson, kind, read_costs(project))
-                if force or kept_outputs(paths[kind], fresh) is None:
+                kept = kept_outputs(paths[kind], fresh)
+                if force or kept is None or record_lines.replaced(project, kept):
                     report(f"executing {project.relative(paths[kind])}")
                     attach_outputs(fresh, _execute(project, lesson, paths[kind], fresh, on_cell))
                     write(paths[kind], fresh)
@@ -579,6 +580,11 @@ def _check_notebook(project: Project, path: Path, expected: NotebookNode) -> lis
     if edited:
         return [f"{name}, cell {id!r}: outputs changed by hand. Run `course sync --force`." for id in edited]
     attach_outputs(expected, outputs)
+    for id, line in record_lines.replaced(project, outputs):
+        problems.append(f"{name}, cell {id!r}: shows a record that was made again since ({line}). "
+                        "Run `course sync`.")
+    if problems:
+        return problems
     if generate.to_text(expected) != text:
         return [f"{name}: its metadata or formatting was changed by hand. Run `course sync`."]
     return []

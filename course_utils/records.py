@@ -88,10 +88,12 @@ def provenance_line(record: dict[str, Any]) -> str:
         record: what `load` returned.
 
     Returns:
-        One line: date, machine, versions, commit.
+        One line: date, machine, threads where they are not as many as cores, versions, commit.
     """
     where = record["provenance"]
     gpu = f", {where['gpu']}" if where.get("gpu") else ""
+    threads = where.get("threads", where["cores"])
+    used = "" if threads == where["cores"] else f", {threads} thread{'s' * (threads != 1)}"
     versions = f"torch {where['torch']}, transformers {where['transformers']}"
-    return (f"recorded {where['date']} on {where['cpu']} with {where['cores']} cores{gpu}, "
+    return (f"recorded {where['date']} on {where['cpu']} with {where['cores']} cores{used}{gpu}, "
             f"{versions}, commit {where['commit'] or 'unknown'}")

@@ -11,6 +11,7 @@ import pytest
 
 from authoring import execute, generate, sync
 from authoring.project import LessonError
+from course_utils import records
 
 LESSON, NOTEBOOK, SOLUTION = "lessons/90_sample.py", "notebooks/90_sample.ipynb", "solutions/90_sample.ipynb"
 
@@ -41,6 +42,22 @@ def test_another_tolerance_executes_nothing(synced, no_execution):
     sync.sync(synced, report=lambda line: None)
     measured = cells(synced, SOLUTION)["measured"]
     assert measured.source.startswith("# compared within 5 %") and measured.outputs
+    assert sync.check(synced) == []
+
+
+def test_a_record_made_again_is_noticed_in_the_notebook_that_shows_it(synced):
+    folder = synced.root / "recorded"
+    records.save("sample", {"rows": []}, folder=folder)
+    edit(synced, LESSON, "import ", f"from pathlib import Path; from course_utils import records\n"
+         f"print(records.provenance_line(records.load('sample', Path({str(folder)!r}))))\nimport ")
+    sync.sync(synced, report=lambda line: None)
+    assert sync.check(synced) == []
+    record = json.loads((folder / "sample.json").read_text())
+    record["provenance"]["commit"] = "0123abc"
+    (folder / "sample.json").write_text(json.dumps(record))
+    found = sync.check(synced)
+    assert len(found) == 2 and all("shows a record that was made again since" in line for line in found)
+    sync.sync(synced, report=lambda line: None)
     assert sync.check(synced) == []
 
 

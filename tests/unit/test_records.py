@@ -23,6 +23,13 @@ def test_a_record_comes_back_with_its_provenance(folder):
     assert [p.name for p in folder.iterdir()] == ["trial.json"]
 
 
+@pytest.mark.parametrize("threads, said", [(1, "4 cores, 1 thread, torch"), (2, "4 cores, 2 threads, torch"),
+                                           (4, "4 cores, torch")])
+def test_threads_are_said_where_not_every_core_computed(threads, said):
+    records.save("trial", [], cores=4, threads=threads, gpu="")
+    assert said in records.provenance_line(records.load("trial"))
+
+
 def test_what_json_cannot_hold_leaves_the_old_record(folder):
     records.save("trial", [1])
     with pytest.raises(TypeError):
