@@ -20,7 +20,7 @@ from nbformat.notebooknode import from_dict
 
 from authoring import claims, generate, leaks, links, record_lines, start_page, working_time
 from authoring.project import KINDS, LessonError, Project, key_of
-from course_utils import lesson_needs
+from course_utils import lesson_needs, records
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -476,20 +476,36 @@ def lesson_table(project: Project, lessons: list[generate.Lesson], costs: dict[s
     Returns:
         Markdown.
     """
-    rows = ["| lesson | your time | minutes | memory | model needs | what you measure |", "|" + 6 * "---|"]
+    rows = ["| lesson | your time | minutes | on one core | memory | model needs | what you measure |",
+            "|" + 7 * "---|"]
+    one_core = minutes_on_one_core(project)
     first = {part.lessons[0]: part for part in project.parts if part.lessons}
     for lesson in lessons:
         if part := first.get(lesson.key):
-            rows.append(f"| **Part {part.number}: {part.title}** | | | | | |")
+            rows.append(f"| **Part {part.number}: {part.title}** | | | | | | |")
         cost = costs.get(lesson.key)
         minutes, memory = (f"{cost['minutes']:.1f}", f"{cost['peak_gb']:.1f} GB") if cost else ("-", "-")
         name = f"{lesson.number}: {lesson.title}".replace("|", "\\|")
         goal = lesson.goal.replace("|", "\\|")
         needs = model_needs(lesson)
         yours = working_time.of(project, lesson.path)
-        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {yours} | {minutes} | {memory} | {needs} | "
-                    f"{goal} |")  # fmt: skip
+        alone = f"{one_core[lesson.key]:.1f}" if lesson.key in one_core else "-"
+        rows.append(f"| [{name}](notebooks/{lesson.stem}.ipynb) | {yours} | {minutes} | {alone} | {memory} | "
+                    f"{needs} | {goal} |")  # fmt: skip
     return "\n".join([*rows, "", working_time.sentence(project)])
+
+
+def minutes_on_one_core(project: Project) -> dict[str, float]:
+    """What `course bench one_core` recorded.
+
+    Args:
+        project: the course.
+
+    Returns:
+        Key of the lesson -> minutes; {} if it was never recorded.
+    """
+    record = records.load("bench_one_core", project.root / "recorded")
+    return {row["lesson"]: row["minutes"] for row in record["results"]["rows"]} if record else {}
 
 
 def model_needs(lesson: generate.Lesson) -> str:

@@ -554,7 +554,7 @@ print(f"reading the bytes once   {1e3 * per_token / bandwidth.read:.1f} ms at th
 for label, milliseconds, bits in (("INT8", 70, 8), ("INT4", 50, 4)):
     claimed, allowed = 1200 / milliseconds, 32 / bits
     verdict = "more than" if claimed > allowed else "within"
-    print(f"{label}: the article says {claimed:.0f}x, {verdict} the {allowed:.0f}x that the bytes allow")
+    print(f"{label}: the article says {claimed:.0f}x, {verdict} the {allowed:.0f}x by which the bound rises")
 
 # %% [markdown] name="record-gpu-text"
 # What does a GPU with far more bandwidth reach? `course gpu-run` measures the 13B shape of above there,

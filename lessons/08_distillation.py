@@ -442,7 +442,7 @@ for name, divergence in (
 ):  # fmt: skip
     student = None  # make room
     measure.release_memory()
-    student = distill.make_student(teacher, kept, train=edges)  # the same start for both
+    student = distill.make_student(teacher, kept, train=edges)  # the same start for all
     run = distill.heal(student, teacher, healing, steps=LM_STEPS, lr=5e-4, divergence=divergence)
     measure.release_memory()
     perplexity[name] = measure.perplexity(student, text, window=128, batch_size=1)

@@ -82,9 +82,17 @@ def test_minutes_and_memory_are_in_header_and_readme(synced):
         assert f"about {cost['minutes']:.1f} minutes" in cells(synced, name)["title"].source
     readme = (synced.root / "README.md").read_text()
     row = (re.escape("| [90: A sample](notebooks/90_sample.ipynb) | ") + r"(\d+ h )?\d+ min"
-           + re.escape(f" | {cost['minutes']:.1f} | {cost['peak_gb']:.1f} GB | - | You measure a sample"))
+           + re.escape(f" | {cost['minutes']:.1f} | - | {cost['peak_gb']:.1f} GB | - | You measure a sample"))
     assert re.search(row, readme)
     assert readme.startswith("# Sample course") and readme.endswith("After the table.\n")
+
+
+def test_recorded_minutes_on_one_core_are_in_the_readme(synced):
+    records.save("bench_one_core", {"rows": [{"lesson": "sample", "minutes": 3.14}]}, synced.root / "recorded")
+    assert any("README.md: the lesson table" in line for line in sync.check(synced))
+    sync.sync(synced, report=lambda line: None)
+    minutes = json.loads((synced.root / "recorded/lesson_costs.json").read_text())["sample"]["minutes"]
+    assert f" | {minutes:.1f} | 3.1 | " in (synced.root / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
