@@ -22,6 +22,8 @@ from course_utils.quantize.affine import Quantized, Scheme
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PORTION = 4096  # rows that are packed at a time
+
 
 def pack(values: Tensor, bits: int) -> Tensor:
     """Pack unsigned integers, low bits first.
@@ -160,7 +162,9 @@ class QuantLinear(nn.Module):
         scheme = quantized.scheme
         out_features, in_features = quantized.q.shape
         layer = cls(in_features, out_features, scheme, bias is not None).to(quantized.q.device)
-        layer.packed.copy_(pack(quantized.q.int() - scheme.qmin, scheme.bits))
+        # In portions: `pack` works on 64-bit words, and a table of tokens has 28 million integers.
+        for rows, q in zip(layer.packed.split(PORTION), quantized.q.split(PORTION), strict=True):
+            rows.copy_(pack(q.int() - scheme.qmin, scheme.bits))
         layer.scale.copy_(quantized.scale)
         if not scheme.symmetric:
             layer.packed_zero.copy_(pack(quantized.zero, scheme.bits))
