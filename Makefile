@@ -6,8 +6,8 @@ BIN = "$(patsubst ~/%,$(HOME)/%,$(or $(COURSE_VENV),.venv))/bin"
 unexport PYTHONPATH PYTHONHOME
 # In a container the user is often root, and Jupyter wants to be told that this is meant.
 ALLOW_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
-# Two processes, on any machine: each holds models and computes with several threads.
-QUICK = $(BIN)/python -m pytest -m "not browser and not slow" -n 2 --dist worksteal --durations=10
+# Two at a time, on any machine: each holds models and computes with several threads.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup
 .PHONY: help setup course lab test quick test-browser run-all arm64 bench site sync lint lock clean
 
 help:          ## list the targets
@@ -27,11 +27,11 @@ lab:           ## open JupyterLab on your own copies of the notebooks
 test:          ## every test, the same that CI runs
 	@$(SETUP) --extras libraries,author,site,phone
 	@$(BIN)/ruff check course_utils authoring docs lessons tests scripts
-	@$(QUICK); quick=$$?; $(BIN)/python -m pytest -m "slow and not browser" --durations=30 && exit $$quick
+	@$(PYTEST) -m "not browser" --durations=30
 
 quick:         ## the tests that take seconds
 	@$(SETUP) --extras libraries,author,site,phone
-	@$(QUICK)
+	@$(PYTEST) -m "not browser and not slow"
 
 test-browser:  ## a lesson in JupyterLab, and the web site, in headless Chromium
 	@$(SETUP) --extras libraries,author,browser,site,phone

@@ -19,7 +19,7 @@ import pytest
 from authoring.wheels import write_wheel
 from tests.surroundings import read_only
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("set-up")]  # they share what takes long to make
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("scripts/setup_environment.py", "course_utils/__init__.py", "course_utils/threads.py",
          "course_utils/variables.py")

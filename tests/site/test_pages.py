@@ -10,6 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from authoring.project import Project
 from authoring.site import build, build_language, check, lessons, pages
 
+pytestmark = pytest.mark.xdist_group("site")  # they share what takes long to make
 PROJECT = Project()
 
 

@@ -14,6 +14,7 @@ from tests.unit.test_engines_protocol import PROMPT, SCORE, greedy, tiny  # noqa
 ENGINE = engines.find("onnxruntime")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("onnx"),  # they share what takes long to make
     pytest.mark.skipif(not engines.is_installed(ENGINE), reason=f"needs: {ENGINE.how_to_install}"),
 ]
 

@@ -16,6 +16,7 @@ from course_utils.quantize.affine import Scheme
 ENGINE = engines.find(export.ENGINE)
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.xdist_group("phone export"),  # they share what takes long to make
     pytest.mark.skipif(not environment.is_installed(ENGINE), reason=f"needs: {ENGINE.how_to_install}"),
 ]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
