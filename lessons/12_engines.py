@@ -32,14 +32,15 @@ print(f"{costs.parameter_count(config):,} parameters")
 #
 # Engines differ in *when* they decide how to compute.
 #
-# - An **eager framework** (PyTorch) decides anew at each operation. Flexible, and the slowest to start each
-#   single operation.
+# - An **eager framework** (PyTorch) decides anew at each operation. Flexible, but Python starts each one by
+#   itself, and that takes time.
 # - A **runtime with providers** (ONNX Runtime, OpenVINO, and ExecuTorch for phones) loads a *graph*: a file
 #   that lists the operations. It fuses some of them once, at load time or (ExecuTorch) when the file is made,
 #   and picks a kernel for each: code made for one operation, one number format and one kind of processor. The
 #   provider is the set of kernels: CPU, CUDA, TensorRT.
 # - A **vendor's compiler** (TensorRT) does the same for one make of GPU, times several kernels for each
-#   operation on that very GPU, and writes a file that, unless told otherwise, runs on that kind of GPU only.
+#   operation on that very GPU, and writes a file that, unless told otherwise, runs on that kind of GPU only
+#   (NVIDIA's documentation of TensorRT).
 # - A **compiler stack** (TVM, torch.compile) makes the kernels themselves, from a description of the loops.
 # - A **program for one family of models** (llama.cpp, ONNX Runtime GenAI, vLLM) knows what a language model
 #   is: tokenizer, KV cache and sampling are inside, and its kernels read packed 4-bit weights.
@@ -152,8 +153,8 @@ else:
 # Each engine runs as a process of its own. So its memory is its own, it shares no threads with another, and
 # one that crashes or hangs is a row of the table and not the end of the lesson. What is not installed says
 # so, and which command installs it. The prompt has 64 tokens, 16 are written. Some rows are left to the
-# record further down: what is compiled, which takes minutes, vLLM, which loads for one, and BF16 and INT8 in
-# torch, which need more memory while they load than this lesson may take.
+# record further down: what PyTorch compiles, which takes minutes, vLLM, which loads for one, and BF16 and
+# INT8 in torch, which need more memory while they load than this lesson may take.
 #
 # "INT4" on two engines need not be the same thing. So the table says for each:
 #
@@ -203,8 +204,11 @@ def table_of(rows, columns=tuple(places)):
 table_of([with_limit(row, bandwidth.read) for row in rows])
 
 # %% [markdown] name="record-text"
-# The same as it was recorded on a machine where all of them were installed (`course bench engines`): a
-# prompt of 256 tokens, 32 written, in two rounds. The limit is that of the bandwidth measured in between.
+# The same as it was recorded on a machine where all of them were installed (`course bench engines`): a prompt
+# of 256 tokens, 32 written, in two rounds (torch but for FP32, torchao, bitsandbytes and vLLM in the first
+# only). The limit is that of the bandwidth, the highest of those measured before, between and after. The
+# order of the rows is that of two rounds, without an error; *One variable* and *At equal bytes* below have
+# one.
 
 # %% name="record"
 bench = records.load("bench_engines")
@@ -253,15 +257,16 @@ found
 #   zero points and the output layer, which some keep in 8 bits and some in 4. Who reads less has a higher
 #   limit, and that says nothing of how good the program is. The share of the limit does.
 # - A prompt is bound by arithmetic. So the order of the prefill column is another one.
-# - Weights alone in 8 bits do not make PyTorch faster as they come: each product first makes FP32 numbers of
-#   them. torchao's guide says to compile it, which should put that into the kernel. What it gave here is
-#   printed below.
+# - Weights alone in 8 bits, torchao's INT8: as they come, each product first makes FP32 numbers of them.
+#   torchao's guide says to compile it, which should put that into the kernel. What both wrote a second in
+#   this one round is printed below.
 # - **Speed without agreement is half a figure.** ONNX Runtime's dynamic INT8 rounds the activations with one
-#   scale a tensor, and {lesson:ptq} showed what this model's outliers do to that.
+#   scale a tensor, and {lesson:ptq} measured what one scale a tensor costs this model. How much of the KL in
+#   the table that explains was not tested here.
 # - A trap that agreement shows and speed does not: on a processor without VNNI instructions, ONNX Runtime
-#   adds products of 8-bit numbers in 16 bits, which overflow. Our first INT8 file wrote nonsense there, at
-#   full speed. So "INT8" uses 7 of the 8 bits (`reduce_range`), and "INT8, full range" all of them. It runs
-#   only where VNNI is.
+#   adds products of 8-bit numbers in 16 bits, which overflow (ONNX Runtime's documentation, "Quantize ONNX
+#   models"). Our first INT8 file wrote nonsense there; no record of that is kept. So "INT8" uses 7 of the 8
+#   bits (`reduce_range`), and "INT8, full range" all of them. It runs only where VNNI is.
 # - llama.cpp's Q4_1 is hardly away from the reference, and that is no merit: our FP32 model *was* unpacked
 #   from that file. All other formats of 4 and 8 bits round these weights a second time, llama.cpp's Q4_0 and
 #   Q4_K_M too, which we made of the FP32 model. So always ask: agreement with what?
@@ -457,8 +462,9 @@ measure.table({label: {f"{place + 1}.": name for place, name in enumerate(sorted
 # ## Several sequences at once
 #
 # A server answers many people. It reads the weights once for all sequences of a step, so 16 sequences could
-# come nearly 16 times as fast as one, until arithmetic is the limit ({lesson:one_token}). With one sequence
-# the first places of the recorded table belong to 4-bit weights. **Before you look:** and with 16?
+# come nearly 16 times as fast as one, until arithmetic is the limit ({lesson:one_token}). Look once more
+# at the first places of the recorded table, which is of one sequence: how many bits have they? **Before you
+# look further:** and with 16?
 #
 # Recorded (`course bench engine_batches`): a prompt of 64 tokens and 16 new ones, for 1, 4 and 16 equal
 # sequences side by side.
@@ -515,13 +521,15 @@ if batches:
 # Nobody gains 16 times, and FP32 mostly gains more than 4 bits. That fits the roofline: a step in FP32 waits
 # longest for the memory, so more arithmetic fits into the wait. A step with packed weights has less to wait
 # for, and it must unpack them first. (We measured the speeds, not the reason.) So with 16 the order is
-# another, and a ranking made with one sequence is no ranking for a server.
+# another in this one run, and a ranking made with one sequence is no ranking for a server. ExecuTorch has no
+# figure beyond one sequence: the cache of our export has a fixed shape.
 
 # %% [markdown] name="replicate"
 # ## What would not replicate elsewhere, and what holds anyway
 #
-# - The ranking. It changes with the processor's instructions, with the number of cores, with the length of
-#   the prompt and of the answer, and with each version of each engine.
+# - The ranking. It changes with the length of the prompt and of the answer and with the number of sequences,
+#   as the tables show, and it may change with the processor's instructions, the number of cores and each
+#   version of each engine.
 # - What holds: nobody writes faster than the memory reads; an engine that reads fewer bytes has the higher
 #   limit; a graph without a cache does quadratic work; and the figure that comes without agreement is half a
 #   figure.

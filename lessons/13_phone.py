@@ -117,7 +117,8 @@ plots.show(fig, f"Bars of the bytes that seven models need at {CONTEXT:,} tokens
 #
 # A step reads all weights and the cache once. So no phone writes more tokens a second than bandwidth / bytes
 # ({lesson:engines}). The bandwidth of a phone is known from the kind of its memory: LPDDR5X-8533 makes 8,533
-# million transfers a second on each of its lines, a phone has 64 of them, and 8 bits are a byte.
+# million transfers a second on each of its lines, and 8 bits are a byte. We reckon with 64 lines, four
+# channels of 16, as larger phones have.
 #
 # **Predict.** LLaMA-13B in 4 bits, groups of 128, an empty cache: how many tokens a second at best?
 
@@ -153,9 +154,9 @@ for phone in budget.PHONES:
 #
 # ## What does a token cost the battery?
 #
-# Bytes that come from memory cost energy, and so does arithmetic. We take cited figures: M. Horowitz
-# (ISSCC 2014, figure 1.1.9) gives, for a 45 nm process, 1.3 to 2.6 nJ for 64 bits from DRAM, 3.7 pJ for
-# an FP32 multiplication and 0.9 pJ for an addition. Today's memory needs less. So the next table is
+# Bytes that come from memory cost energy, and so does arithmetic. We take cited figures: M. Horowitz (ISSCC
+# 2014, figure 1.1.9) gives, for a 45 nm process, 1.3 to 2.6 nJ for 64 bits from DRAM, 3.7 pJ for an FP32
+# multiplication and 0.9 pJ for an addition. Processes and memory have changed since. So the next table is
 # **arithmetic from old figures**, good for an order of magnitude, and not a measurement.
 
 # %% name="energy"
@@ -286,13 +287,13 @@ for mine, its in zip(ours, written, strict=True):
     print(f"{agree}: {tokenizer.decode(its, skip_special_tokens=True).strip()!r}")
 
 # %% [markdown] name="agreement-text"
-# Tokens that agree say little: most of the time one token is far ahead. So measure the scores, too, as in
-# {lesson:engines}: at which share of the positions is the same token first, and how far are the
-# probabilities apart (KL divergence)?
+# Tokens that agree say little: where one token is far ahead, an error in the scores does not show. So measure
+# the scores, too, as in {lesson:engines}: at which share of the positions is the same token first, and how
+# far are the probabilities apart (KL divergence)?
 #
 # The operator has a setting, `accuracy_level`. With 1, as in our file, activations stay in FP32. With 4 a
-# kernel may round them to 8 bits as they come, because processors multiply 8-bit integers much faster. What
-# does that cost, and what does it gain here? **Guess before you run the next two cells.**
+# kernel may round them to 8 bits as they come, since one instruction multiplies more 8-bit integers than FP32
+# numbers. What does that cost, and what does it gain here? **Guess before you run the next two cells.**
 
 # %% name="agreement" tolerance=0.3 atol=0.02
 text = data.wikipedia_tokens(tokenizer, "heldout", 192)
@@ -353,8 +354,10 @@ measure.release_memory()
 # The article says: deploy the ONNX file with PyTorch Mobile or TFLite. Do these read ONNX? What exists today:
 #
 # - **ONNX Runtime** itself, for Android, iOS and browsers. It reads our file.
-# - **ExecuTorch**, which came after PyTorch Mobile. It reads its own format, .pte.
-# - **LiteRT**, the new name of TFLite. It reads .tflite.
+# - **ExecuTorch**, to which PyTorch Mobile's documentation now sends its readers. It reads its own format,
+#   .pte.
+# - **LiteRT**, the new name of TFLite (Google, "TensorFlow Lite is now LiteRT", September 2024). It reads
+#   .tflite.
 # - **llama.cpp**, which reads GGUF.
 #
 # `course bench phone_formats` gives the ONNX file to each of them, and then a file of its own kind.
@@ -425,6 +428,9 @@ found
 # download stays at 4 bits; the memory does not. That is a trade for this model, not for one of 13 billion
 # parameters; with `?graph=packed` behind its address the page keeps the weights packed.
 #
+# Unpacking may also be a part of what INT8 activations gained on this computer, further up: with activations
+# in FP32 the weights have to become FP32, too. The two were not taken apart.
+#
 # How the unpacking is written matters, too. A runtime keeps each result on the way until the graph is loaded.
 # So integers and scales are turned round while they are small, and only the last operator,
 # `DequantizeLinear`, makes FP32 numbers.
@@ -491,7 +497,7 @@ found
 # - Weights, table, cache, activations, and what the system takes: add them up before you buy anything.
 # - Tokens a second <= bandwidth / (weights + cache).
 # - Export what the quantizer chose. Compare the integers, not only the text.
-# - The decoding loop is ten lines: read, take the best token, hand the cache on.
+# - The decoding loop is short: read, take the best token, hand the cache on.
 #
 # ## The claims settled here
 #

@@ -287,8 +287,8 @@ plots.show(
 # ## The text as its own draft
 #
 # Answers often repeat their question: a corrected text, a summary with names, a program with one line
-# changed. **Prompt lookup** takes the last tokens, looks for them further up, and guesses that the text goes
-# on as it did there. **Your turn.**
+# changed. **Prompt lookup** (A. Saxena, "Prompt Lookup Decoding", 2023) takes the last tokens, looks for them
+# further up, and guesses that the text goes on as it did there. **Your turn.**
 
 # %% name="ex-lookup" exercise="course_utils.speculative.drafts:prompt_lookup" points=3
 
@@ -504,10 +504,12 @@ if record:
     )
 
 # %% [markdown] name="search-reading"
-# What to take from it? A search finds what its judge likes. Look at the two columns: how far does a plan
-# fall on the proxy, and how much of it is left on other text? A low proxy that does not carry over is
-# called *overfitting to the proxy*. And no search here looks at what counts on the clock: two plans of
-# equal size may differ in speed, because a block that goes takes its attention and its cache with it.
+# What to take from it? Above stand nine comparisons, each with an interval of 95 %. Among so many, one that
+# just leaves zero may do so by chance: lean on those far from it. A search finds what its judge likes. Look
+# at the two columns: how far does a plan fall on the proxy, and how much of it is left on other text? A low
+# proxy that does not carry over is called *overfitting to the proxy*. And no search here looks at what counts
+# on the clock: two plans of equal size may differ in speed, because a block that goes takes its attention and
+# its cache with it.
 #
 # Serious work joins both: search for depth and width, then **distil** into what was found (S. Muralidharan
 # et al., "Compact Language Models via Pruning and Knowledge Distillation", arXiv 2407.14679).
@@ -520,7 +522,7 @@ if record:
 # it, by the compiler **XLA**, for the device that it finds. The code names no device, so the same file runs
 # on a CPU, a GPU or a TPU. We have no TPU. What can be shown here: that the step is right.
 #
-# So we wrote the language model in JAX, about forty lines, and one step of {lesson:distillation}: a student
+# So we wrote the language model in JAX, and one step of {lesson:distillation}: a student
 # of two blocks, the whole model as the teacher, the same loss. Read it in
 # `course_utils/engines/jax/jax_llama.py`. JAX needs an environment of its own (`course engines install
 # jax`). Are its gradients PyTorch's?
@@ -580,8 +582,8 @@ if found:
 
 # %% [markdown] name="jax-reading"
 # One trap on the way to a TPU: there, JAX multiplies FP32 matrices in BF16 unless it is told otherwise
-# (`jax.default_matmul_precision`, documentation of JAX). The code runs unchanged; its gradients will not be
-# equal to four digits.
+# (`jax.default_matmul_precision`, documentation of JAX). The code runs unchanged; its gradients need not be
+# equal to four digits there.
 #
 # ## What the hardware changes
 #
@@ -615,9 +617,9 @@ if gpu:
           f"{bf16[graph] / bound:.1f} times")
 
 # %% [markdown] name="hardware-reading"
-# The last line is what a compiler such as TensorRT is for: thousands of small kernels are started one by
-# one from Python, and that takes longer than the reading of the weights. Recorded as one graph, it does
-# not. That was measured with PyTorch's CUDA graphs; TensorRT itself was not run here.
+# The last line is what a compiler such as TensorRT is for: many small kernels are started one by one from
+# Python, and the step takes far longer than the reading of the weights. As one graph it does not. That was
+# measured with PyTorch's CUDA graphs; TensorRT itself was not run here.
 #
 # What was *not* measured, with a source for each:
 #
@@ -630,7 +632,8 @@ if gpu:
 # - NEON has registers of 128 bits, SVE of 128 to 2,048, as the maker chooses (N. Stephens et al., "The ARM
 #   Scalable Vector Extension", arXiv 1803.06185).
 #
-# Hardware for **zeros**, 2:4 sparsity, is in GPUs since 2020. The last cell of this lesson says what it
+# Hardware for **zeros**, 2:4 sparsity, is in NVIDIA's GPUs since the A100 (A. Mishra et al., "Accelerating
+# Sparse Deep Neural Networks", arXiv 2104.08378). The verdict on C19 at the end of this lesson says what it
 # gave in our recorded run.
 
 # %% [markdown] name="bits-text"
@@ -717,7 +720,7 @@ print(against_fixed.sentence("the choice by input", "6 bits for all"))
 # %% [markdown] name="bits-reading"
 # Two questions must not be mixed. Is a text *hard*: is the loss high? And does a text *gain by more bits*? A
 # model may be unsure because the text is open, and no number of bits changes that. The rank correlation
-# above says how much the one tells about the other, here.
+# above says how much the one tells about the other, here; it is of few texts and has no interval.
 #
 # A reason that fits why the same bits spent evenly do well, not tested here: the error of rounding falls by
 # a factor of 2 with each bit, the loss it causes by about 4. So the first two bits above 4 bring most of
