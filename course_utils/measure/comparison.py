@@ -31,6 +31,7 @@ class Comparison:
         unit: of the difference.
         verdict: what this says of the first result: "better", "worse" or "no difference shown".
         detail: what else there is to say, for example the number of tokens.
+        comparisons: how many the interval holds for together.
     """
 
     difference: float
@@ -42,6 +43,7 @@ class Comparison:
     unit: str
     verdict: str
     detail: str = ""
+    comparisons: int = 1
 
     @property
     def shown(self) -> bool:
@@ -50,8 +52,9 @@ class Comparison:
 
     def figures(self) -> str:
         """Difference, standard error, interval and what they rest on, in one line."""
+        together = f" for all {self.comparisons}" if self.comparisons > 1 else ""
         return (
-            f"{self.difference:+.4f} ± {self.error:.4f} {self.unit} (95 %: {self.low:+.4f} to "
+            f"{self.difference:+.4f} ± {self.error:.4f} {self.unit} (95 %{together}: {self.low:+.4f} to "
             f"{self.high:+.4f}; {self.pairs:,} {self.what}{', ' if self.detail else ''}{self.detail})"
         )
 
@@ -121,7 +124,8 @@ def paired_difference(a: list[float], b: list[float], tokens: list[int]) -> tupl
 
 
 def compare(
-    a: Any, b: Any, *, higher_is_better: bool = False, unit: str = "", what: str = "runs"
+    a: Any, b: Any, *, higher_is_better: bool = False, unit: str = "", what: str = "runs",
+    comparisons: int = 1,
 ) -> Comparison:
     """Compare two results that belong together pair by pair, and say what is shown.
 
@@ -134,7 +138,9 @@ def compare(
       each row of a matrix, or whatever belongs together in pairs): the mean difference with a t interval.
 
     A verdict other than "no difference shown" means that a difference of this size would come by chance in
-    fewer than 1 of 20 measurements, were there none. Who makes many comparisons will meet that one.
+    fewer than 1 of 20 measurements, were there none. Who makes many comparisons will meet that one, unless
+    `comparisons` says how many: then all of them together err in fewer than 1 of 20 measurements, because
+    each is asked for more (C. E. Bonferroni, 1936).
 
     Args:
         a: the first `Perplexity`, `Accuracy` or list of numbers.
@@ -142,18 +148,22 @@ def compare(
         higher_is_better: of lists: whether a larger number is better.
         unit: of lists: what the numbers are.
         what: of lists: what there is one number of.
+        comparisons: how many such comparisons the same question is decided by.
 
     Returns:
         a - b, its error and a verdict on a.
 
     Raises:
         TypeError: the two are of different kinds, or of a kind that cannot be paired.
-        ValueError: they were measured on different text, examples or numbers of runs.
+        ValueError: they were measured on different text, examples or numbers of runs, or `comparisons` is
+            less than 1.
     """
+    if comparisons < 1:
+        raise ValueError(f"comparisons says how many there are, so at least 1, got {comparisons}")
     if isinstance(a, Perplexity) and isinstance(b, Perplexity):
-        return _compare_perplexities(a, b)
+        return _compare_perplexities(a, b, comparisons)
     if isinstance(a, Accuracy) and isinstance(b, Accuracy):
-        return _compare_accuracies(a, b)
+        return _compare_accuracies(a, b, comparisons)
     if not _is_list(a) or not _is_list(b):
         raise TypeError(
             f"cannot pair {type(a).__name__} with {type(b).__name__}: give two perplexities, two "
@@ -162,7 +172,7 @@ def compare(
     if len(a) != len(b) or len(a) == 0:
         raise ValueError(f"{len(a)} runs do not pair with {len(b)}: give one number for each seed in both")
     difference, error = paired_difference(a, b, [1] * len(a))
-    return _by_t(difference, error, len(a), what, unit, higher_is_better)
+    return _by_t(difference, error, len(a), what, unit, higher_is_better, comparisons=comparisons)
 
 
 def ranking(results: Mapping[str, Any], reference: str) -> pandas.DataFrame:
@@ -193,7 +203,7 @@ def _is_list(values: Any) -> bool:
     return isinstance(values, Sequence) and not isinstance(values, str)
 
 
-def _compare_perplexities(a: Perplexity, b: Perplexity) -> Comparison:
+def _compare_perplexities(a: Perplexity, b: Perplexity, comparisons: int) -> Comparison:
     if not a.text or (a.text, tuple(a.window_tokens)) != (b.text, tuple(b.window_tokens)):
         raise ValueError(
             f"the two were not measured on the same tokens and windows ({a.tokens:,} tokens in windows of "
@@ -213,10 +223,10 @@ def _compare_perplexities(a: Perplexity, b: Perplexity) -> Comparison:
             "nats a token",
             verdict,
             f"{a.tokens:,} tokens",
+            comparisons,
         )
-    return _by_t(
-        difference, error, len(a.window_nll), "windows", "nats a token", False, f"{a.tokens:,} tokens"
-    )
+    windows, tokens = len(a.window_nll), f"{a.tokens:,} tokens"
+    return _by_t(difference, error, windows, "windows", "nats a token", False, tokens, comparisons)
 
 
 def _ruined(a_works: bool, b_works: bool) -> str:
@@ -233,13 +243,13 @@ def _by_t(
     unit: str,
     higher_is_better: bool,
     detail: str = "",
+    comparisons: int = 1,
 ) -> Comparison:
     """Student's t interval: with few pairs their spread itself is uncertain, so it is wider than 2 errors."""
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, pairs - 1) * error if pairs > 1 else math.inf
+    half = stats.t.ppf(1 - (1 - CONFIDENCE) / comparisons / 2, pairs - 1) * error if pairs > 1 else math.inf
     low, high = difference - half, difference + half
-    return Comparison(
-        difference, error, low, high, pairs, what, unit, _verdict(low, high, higher_is_better), detail
-    )
+    verdict = _verdict(low, high, higher_is_better)
+    return Comparison(difference, error, low, high, pairs, what, unit, verdict, detail, comparisons)
 
 
 def _verdict(low: float, high: float, higher_is_better: bool) -> str:
@@ -248,7 +258,7 @@ def _verdict(low: float, high: float, higher_is_better: bool) -> str:
     return BETTER if (low > 0) == higher_is_better else WORSE
 
 
-def _compare_accuracies(a: Accuracy, b: Accuracy) -> Comparison:
+def _compare_accuracies(a: Accuracy, b: Accuracy, comparisons: int) -> Comparison:
     if not a.examples or a.examples != b.examples:
         raise ValueError("the two accuracies are not of the same examples: measure both on one set")
     only_a = sum(x and not y for x, y in zip(a.right, b.right, strict=True))
@@ -257,8 +267,9 @@ def _compare_accuracies(a: Accuracy, b: Accuracy) -> Comparison:
     difference = (only_a - only_b) / n
     # Of a mean of n values +1, 0, -1.
     error = math.sqrt((differ / n - difference**2) / (n - 1)) if n > 1 else math.nan
-    half = stats.norm.ppf(0.5 + CONFIDENCE / 2) * error
-    shown = differ > 0 and stats.binomtest(only_a, differ).pvalue < 1 - CONFIDENCE
+    risk = (1 - CONFIDENCE) / comparisons
+    half = stats.norm.ppf(1 - risk / 2) * error
+    shown = differ > 0 and stats.binomtest(only_a, differ).pvalue < risk
     verdict = NOT_SHOWN if not shown else BETTER if only_a > only_b else WORSE
     return Comparison(
         100 * difference,
@@ -270,4 +281,5 @@ def _compare_accuracies(a: Accuracy, b: Accuracy) -> Comparison:
         "percentage points",
         verdict,
         f"{only_a} right in the first alone, {only_b} in the second alone",
+        comparisons,
     )

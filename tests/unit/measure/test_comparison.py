@@ -66,6 +66,40 @@ def test_no_difference_is_claimed_about_one_time_in_twenty():
     assert 0.03 < np.mean(claimed) < 0.07
 
 
+def test_many_comparisons_together_claim_a_difference_about_one_time_in_twenty():
+    """Nine models, none of which differs: at least one of nine plain intervals leaves zero far more often."""
+    def any_shown(seed, comparisons):
+        return any(measure.compare(*two_models(32, gap=0.0, seed=9 * seed + i), comparisons=comparisons).shown
+                   for i in range(9))
+
+    assert 0.02 < np.mean([any_shown(seed, 9) for seed in range(400)]) < 0.08
+    assert np.mean([any_shown(seed, 1) for seed in range(400)]) > 0.25
+
+
+def test_an_interval_for_many_is_scipys_at_the_level_left_for_each():
+    a, b = two_models()
+    compared = measure.compare(a, b, comparisons=9)
+    theirs = stats.ttest_rel(np.array(a.window_nll) / 511, np.array(b.window_nll) / 511)
+    interval = theirs.confidence_interval(1 - 0.05 / 9)
+    assert (compared.low, compared.high) == pytest.approx((interval.low, interval.high))
+    assert "(95 % for all 9: " in compared.figures() and "(95 %: " in measure.compare(a, b).figures()
+    runs = measure.compare(list(a.window_nll), list(b.window_nll), comparisons=9)
+    plain = measure.compare(list(a.window_nll), list(b.window_nll))
+    assert runs.low < plain.low and runs.high > plain.high
+
+
+def test_of_many_accuracies_each_needs_more_examples_that_differ():
+    labels = torch.ones(20, dtype=torch.long)
+    few, more = (measure.accuracy([1] * right + [0] * (20 - right), labels) for right in (6, 12))
+    assert measure.compare(more, few).verdict == BETTER
+    assert measure.compare(more, few, comparisons=9).verdict == NOT_SHOWN
+
+
+def test_fewer_than_one_comparison_is_refused():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        measure.compare(*two_models(), comparisons=0)
+
+
 def test_one_window_shows_nothing():
     compared = measure.compare(scored([1600.0]), scored([1500.0]))
     assert compared.verdict == NOT_SHOWN and math.isnan(compared.error)
