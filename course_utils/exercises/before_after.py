@@ -207,7 +207,7 @@ def _chain(left, shown):
 
 
 def _ranked(quality, cost, group=_all_alike, by=lambda cost, quality, name: cost[name]):
-    """ranked with other groups; group(names left, by perplexity; is a difference shown) -> the first."""
+    """Like `ranked`, with other groups: group(names left, by perplexity; is a difference shown) -> first."""
     from course_utils import measure
 
     left, order = sorted(quality, key=lambda name: quality[name].nll), []

@@ -141,8 +141,8 @@ MEAN_KL = Exercise(
                 (np.exp(_log_p(reference)) * (reference - logits)).sum(-1).mean()),
         ),
         Mistake(
-            "a small number added before the logarithm, which cuts off what is very unlikely. A log-softmax of "
-            "the logits needs none.",
+            "a small number added before the logarithm, which cuts off what is very unlikely. A log-softmax "
+            "of the logits needs none.",
             lambda reference, logits: _smoothed(reference, logits),
         ),
         Mistake(
@@ -260,7 +260,7 @@ MISSING_PARTS = Exercise(
                       len(s) == 4 for _, s in outputs) > 0 else set())),
         ),
         Mistake(
-            "any number in the shape of input_ids taken for a fixed length. Its tokens dimension is the second.",
+            "any number in the shape of input_ids taken for a fixed length. The second is the tokens.",
             _with(lambda inputs, outputs, right: right - {"dynamic length"} | (
                 {"dynamic length"} if any(isinstance(size, int) for size in dict(inputs)["input_ids"])
                 else set())),

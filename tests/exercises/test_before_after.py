@@ -1,6 +1,7 @@
 """Lesson before_after: wrong answers are rejected for their reason, right ones written otherwise pass."""
 
 import math
+import operator
 from fractions import Fraction
 
 from course_utils import compressed, costs, data, distill, measure
@@ -160,7 +161,7 @@ WRONG = {
         (_with(lambda c, m, t, n, b, w, o: (m + t + n) * b), "everything counted"),
         (_with(lambda c, m, t, n, b, w, o: 8 * (m * b + t * w + n * o)), "bits, not bytes|expected"),
         (lambda config, block_bits, table_bits, norm_bits=32: round(
-            sum(a * b for a, b in zip(_numbers(config), (block_bits, table_bits, norm_bits), strict=True)) / 8),
+            sum(map(operator.mul, _numbers(config), (block_bits, table_bits, norm_bits))) / 8),
          "rounded up, though"),
         (_with(lambda c, m, t, n, b, w, o: m * b + (m - m) + 2 * t * w + n * o), "expected"),
     ],

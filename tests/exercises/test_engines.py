@@ -134,7 +134,8 @@ WRONG = {
             :sum(len(s) == 4 for _, s in i)]), "more comes out"),
         (lambda i, o: None, "is a `return` missing"),
         (lambda i, o: _missing_by_filter(i, o) - {"dynamic length"} | (
-            {"dynamic length"} if any(type(d) is int for d in dict(i)["input_ids"]) else set()), "any number"),
+            {"dynamic length"} if any(type(d) is int for d in dict(i)["input_ids"]) else set()),
+         "any number"),
         (lambda i, o: _missing_by_filter([(n, [d or 1 for d in s] if len(s) == 4 else s) for n, s in i], o),
          "without a name"),
         (lambda i, o: _missing_by_filter([x for x in i if len(x[1]) != 4] + [x for x in i if len(x[1]) == 4][
