@@ -227,8 +227,8 @@ def _check_name(name: str) -> None:
     if not isinstance(name, str):
         raise TypeError(f"the name of an entry must be a text, not {name!r}")
     if not name or not name.isprintable() or name != name.strip() or name[0] in "=+-@":
-        raise ValueError(f"{name!r} is no name for an entry: take one line, no spaces at its ends and "
-                         "without =, +, - or @ in front, which a spreadsheet takes for a formula")  # fmt: skip
+        raise ValueError(f"{name!r} is no name for an entry: take one line, no spaces at its ends and no "
+                         "=, +, - or @ in front, which a spreadsheet takes for a formula")  # fmt: skip
 
 
 def _check_counted(model: nn.Module) -> None:
