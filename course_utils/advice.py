@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from statistics import median
 from typing import Any
 
@@ -139,11 +140,11 @@ def advise(memory: float = math.inf, latency: float = math.inf, data: bool = Tru
     Raises:
         TypeError: a limit is no number, or data is neither True nor False.
         ValueError: a limit is negative or NaN, or memory or latency 0; hardware is of another kind; or
-            nothing was measured.
+            nothing was measured, or two options have the same name.
     """
     for name, value, least in (("memory", memory, "above 0"), ("latency", latency, "above 0"),
                                ("training", training, "0 or more")):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{name} must be a number, not {value!r}")
         if not (value > 0 or value == 0 and name == "training"):
             raise ValueError(f"{name} must be {least}, not {value!r}")
@@ -151,6 +152,8 @@ def advise(memory: float = math.inf, latency: float = math.inf, data: bool = Tru
         raise TypeError(f"data must be True or False, not {data!r}: is there text of the right kind?")
     known = options(hardware)
     among = known if among is None else list(among)
+    if len({option.name for option in among}) < len(among):
+        raise ValueError("two options have the same name: give each its own")
     if not among:
         raise ValueError(f"nothing was measured for {hardware!r}: `course bench before_after` measures")
     judged = {option.name: judge(option, memory, latency, data, training) for option in among}
@@ -176,23 +179,29 @@ def judge(option: Option, memory: float, latency: float, data: bool, training: f
     """
     limits = [(option.memory, memory, "{:,.0f} MB at the peak", 1e6),
               (option.latency, latency, "{:,.0f} ms a token", 1e-3)]  # fmt: skip
-    reasons, excess = [], 0.0
+    reasons, excess, fits = [], 0.0, True
     for figure, limit, words, unit in limits:
         said = words.format(figure / unit)
         if figure > limit:
-            excess += math.log2(figure / limit)
-            said += f", {(figure - limit) / unit:,.0f} more than allowed"
+            excess, fits = excess + math.log2(figure / limit), False
+            said += f", {_more((figure - limit) / unit)} than allowed"
         reasons.append(said)
     if option.needs_data:
-        excess += not data
+        excess, fits = excess + (not data), fits and data
         reasons.append("needs text" + ("" if data else ", and there is none"))
     if option.needs_training:
         short = option.minutes > training
-        excess += short
+        excess, fits = excess + short, fits and not short
         reasons.append(f"trains weights for {option.minutes:.1f} minutes"
-                       + (f", and there are {training:g}" if short else ""))
+                       + (f", {_more(option.minutes - training, 1)} than there are" if short else ""))
     reasons.append(f"perplexity {option.quality.value:.2f}")
-    return Advice(option, excess == 0, tuple(reasons), excess)
+    return Advice(option, fits, tuple(reasons), excess)
+
+
+def _more(figure: float, digits: int = 0) -> str:
+    """A figure above 0 in words: one that would be rounded to 0 is not none."""
+    least = 10**-digits
+    return f"less than {least:g} more" if figure < least else f"{figure:,.{digits}f} more"
 
 
 def summary(advice: Sequence[Advice]) -> str:
@@ -203,7 +212,12 @@ def summary(advice: Sequence[Advice]) -> str:
 
     Returns:
         The best option and the next two, or that nothing fits and what comes nearest.
+
+    Raises:
+        ValueError: there is no advice.
     """
+    if not advice:
+        raise ValueError("no option was judged: give what `advise` returned")
     fitting = [one for one in advice if one.fits]
     if not fitting:
         return f"Nothing fits. The nearest is {advice[0]} ({advice[0].option.where})."

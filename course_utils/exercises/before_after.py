@@ -1,6 +1,7 @@
 """Exercises of the lesson that puts everything side by side."""
 
 import functools
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -30,13 +31,14 @@ LLAMA_13B = _config(40, 5120, 13_824, 40, 40, 32_000, False)
 
 def _bytes_cases():
     return [
-        Case(SMOLLM, 4.3125, 8 + 16 / 576, label="SmolLM2: blocks in INT4, groups of 64; table in INT8"),
+        Case(SMOLLM, 4.3125, 8.03125, label="SmolLM2: blocks in INT4, groups of 64; table in INT8, of 512"),
         Case(SMOLLM, 4.3125, 32, label="the same, table left in FP32"),
         Case(SMOLLM, 16, 16, 16, label="all of it in 16 bits"),
         Case(LLAMA_13B, 4.3125, 16, 16, label="LLaMA-13B: two tables, not tied"),
         Case(LLAMA_13B, 8, 8, label="LLaMA-13B in INT8, norms in FP32"),
         Case(_config(2, 16, 40, 4, 2, 50, True, head_dim=8), 3.5, 9, label="wide heads"),
         Case(_config(1, 5, 7, 1, 1, 3, True), 3.3, 8.1, label="a toy: bytes rounded up"),
+        Case(_config(1, 5, 7, 1, 1, 3, True), 3.2, 8.1, label="a toy: rounded up, though little is over"),
     ]
 
 
@@ -168,6 +170,8 @@ def _ranked_cases():
     tied = {"best": _perplexity(2.0, 0.05, seed=4), "as good": _perplexity(2.01, 0.05, seed=5),
             "worse": _perplexity(2.6, 0.05, seed=6), "as bad": _perplexity(2.605, 0.05, seed=7)}
     # Each of a chain is not shown to differ from the next, but the first and the last do differ.
+    noisy = {"noisy": _perplexity(2.06, 0.3, seed=10), "clear": _perplexity(2.04, 0.005, seed=11),
+             "leading": _perplexity(2.0)}
     chain = {"first": _perplexity(2.0), "second": _perplexity(2.015, 0.1, seed=9),
              "third": _perplexity(2.03)}
     return [
@@ -177,6 +181,9 @@ def _ranked_cases():
         Case(chain, {"first": 3, "second": 2, "third": 1}, label="a chain"),
         Case({"b": _perplexity(2.0), "a": _perplexity(2.0), "c": _perplexity(2.0)}, {"b": 1, "a": 1, "c": 1},
              label="all the same: their order stays"),
+        Case(noisy, {"leading": 2, "clear": 3, "noisy": 1}, label="one shown to be worse, a noisy one not"),
+        Case({"later": _perplexity(2.001, 0.05, seed=12), "sooner": _perplexity(2.0, 0.05, seed=13)},
+             {"sooner": 1, "later": 1}, label="equal cost, no difference shown: their order stays"),
         Case({"only": _perplexity(2.0)}, {"only": 1}, label="one model"),
         Case({}, {}, label="none"),
         Case({"ruined": _perplexity(math.inf), "works": _perplexity(2.0)}, {"ruined": 1, "works": 2},
@@ -186,19 +193,29 @@ def _ranked_cases():
     ]
 
 
-def _ranked(quality, cost, neighbour=False, by=lambda cost, quality, name: cost[name]):
+def _all_alike(left, shown):
+    return [name for name in left if not shown(name, left[0])]
+
+
+def _run(left, shown):
+    return list(itertools.takewhile(lambda name: not shown(name, left[0]), left))
+
+
+def _chain(left, shown):
+    after = itertools.takewhile(lambda pair: not shown(*pair), itertools.pairwise(left))
+    return [left[0], *(name for _, name in after)]
+
+
+def _ranked(quality, cost, group=_all_alike, by=lambda cost, quality, name: cost[name]):
+    """Like `ranked`, with other groups: group(names left, by perplexity; is a difference shown) -> first."""
     from course_utils import measure
 
-    order = sorted(quality, key=lambda name: quality[name].nll)
-    groups = []
-    for name in order:
-        if groups and not measure.compare(quality[name], quality[groups[-1][-1 if neighbour else 0]]).shown:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-    place = list(quality).index
-    return [name for group in groups for name in sorted(sorted(group, key=place),
-                                                        key=lambda name: by(cost, quality, name))]
+    left, order = sorted(quality, key=lambda name: quality[name].nll), []
+    while left:
+        found = group(left, lambda a, b: measure.compare(quality[a], quality[b]).shown)
+        order += sorted(sorted(found, key=list(quality).index), key=lambda name: by(cost, quality, name))
+        left = [name for name in left if name not in found]
+    return order
 
 
 RANKED = Exercise(
@@ -210,7 +227,14 @@ RANKED = Exercise(
         Mistake("cost alone decides.", lambda quality, cost: sorted(quality, key=lambda name: cost[name])),
         Mistake("each model is compared with the one before it. A chain of small steps becomes one group, "
                 "though its ends differ: compare with the best of the group.",
-                lambda quality, cost: _ranked(quality, cost, neighbour=True)),
+                lambda quality, cost: _ranked(quality, cost, group=_chain)),
+        Mistake("the group ends at the first that is shown to be worse. A noisier one behind it may not be "
+                "shown to be: look at all that are left.",
+                lambda quality, cost: _ranked(quality, cost, group=_run)),
+        Mistake("where two cost the same, by perplexity. The order of `quality` stays.",
+                lambda quality, cost: advice.ranked(
+                    {name: quality[name] for name in sorted(quality, key=lambda name: quality[name].nll)},
+                    cost)),
         Mistake("within a group the larger cost comes first.",
                 lambda quality, cost: _ranked(quality, cost, by=lambda c, q, name: -c[name])),
         Mistake("the worst comes first.", lambda quality, cost: _ranked(quality, cost)[::-1]),

@@ -80,6 +80,7 @@ def _kl_cases():
         Case(reference, reference + np.arange(5)[:, None], label="a constant added to each position"),
         Case(reference[:1], -reference[:1], label="one position, turned upside down"),
         Case(1000 * reference, 1000 * near, label="logits in the thousands"),
+        Case(1000 * reference, -1000 * reference, label="logits in the thousands, turned upside down"),
         Case(reference.astype(np.float32), near.astype(np.float32), label="float32"),
         Case(reference.astype(np.float32), close.astype(np.float32), label="float32, almost equal"),
         Case(reference.astype(np.float16), near.astype(np.float16), label="float16"),
@@ -101,6 +102,11 @@ def _log_p(logits):
 def _naive(reference, logits):
     p, q = (np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True) for x in (reference, logits))
     return float((p * np.log(p / q)).sum(axis=-1).mean())
+
+
+def _smoothed(reference, logits, least=1e-12):
+    p, q = (np.exp(_log_p(x)) for x in (reference, logits))
+    return float((p * np.log((p + least) / (q + least))).sum(axis=-1).mean())
 
 
 MEAN_KL = Exercise(
@@ -133,6 +139,11 @@ MEAN_KL = Exercise(
             "the logits taken for log-probabilities. A constant added to them must change nothing.",
             lambda reference, logits: float(
                 (np.exp(_log_p(reference)) * (reference - logits)).sum(-1).mean()),
+        ),
+        Mistake(
+            "a small number added before the logarithm, which cuts off what is very unlikely. A log-softmax "
+            "of the logits needs none.",
+            lambda reference, logits: _smoothed(reference, logits),
         ),
         Mistake(
             "exp overflows. Take the largest logit of a position out before exp, or use a log-softmax.",
@@ -180,6 +191,16 @@ def _graph_cases():
         Case(inputs, outputs + [("attentions", ["layers", "batch", 9, "tokens", "all"])],
              label="a tensor of five dimensions comes out"),
         Case(*_graph(tokens=8), label="8 tokens at a time"),
+        Case([("input_ids", [1, "tokens"])] + inputs[1:], outputs, label="one text at a time, of any length"),
+        Case(*_graph(cached=None), label="the cache's dynamic length without a name"),
+        Case(inputs[:2] + [(inputs[2][0], ["batch", 3, 128, 64])] + inputs[3:], outputs,
+             label="the first tensor of the cache has a fixed length"),
+        Case([("position_mask", ["batch", "all"])] + _graph(mask=False)[0], outputs,
+             label="a mask of another name"),
+        Case(*([("attention_bias", ["batch", "all"])] + part for part in _graph(mask=False)),
+             label="a bias of the attention, which is no mask"),
+        Case(_graph(mask=False)[0], outputs + [("attention_mask", ["batch", "all"])],
+             label="the mask comes out and does not go in"),
     ]
 
 
@@ -237,6 +258,17 @@ MISSING_PARTS = Exercise(
             _with(lambda inputs, outputs, right: right - {"cache"}
                   | ({"cache"} if not sum(len(s) == 4 for _, s in inputs) == sum(
                       len(s) == 4 for _, s in outputs) > 0 else set())),
+        ),
+        Mistake(
+            "any number in the shape of input_ids taken for a fixed length. The second is the tokens.",
+            _with(lambda inputs, outputs, right: right - {"dynamic length"} | (
+                {"dynamic length"} if any(isinstance(size, int) for size in dict(inputs)["input_ids"])
+                else set())),
+        ),
+        Mistake(
+            "another input taken for the mask. It is called attention_mask, not only something like it.",
+            _with(lambda inputs, outputs, right: right - {"mask"} | (
+                set() if any("mask" in name for name, _ in inputs) else {"mask"})),
         ),
         Mistake(
             "the batch looked at instead of the tokens. input_ids is [batch, tokens].",

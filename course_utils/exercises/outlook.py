@@ -302,6 +302,7 @@ def _lookup_cases():
         Case([6, 2, 6], 3, 4, label="fewer tokens follow than were asked for"),
         Case([1, 2, 3, 1, 2, 3, 1, 2, 3], 1, 3, label="one token at most looked for"),
         Case([8, 9, 7, 8, 9], 2, 1, label="one token wanted"),
+        Case([3, 3, 3], 2, 2, label="a place that overlaps the end of the text"),
     ]
 
 
@@ -348,6 +349,12 @@ PROMPT_LOOKUP = Exercise(
             "nothing, though a shorter match is there. Are lengths below `longest` tried? Or has the end of "
             "the text found itself? It must occur further up, with something behind it.",
             lambda ids, longest, count: _lookup(ids, longest, count, sizes=[longest]),
+        ),
+        Mistake(
+            "places that overlap the end of the text left out. They count, as long as something follows.",
+            lambda ids, longest, count: next(
+                (ids[s + n : s + n + count] for n in range(min(longest, len(ids) - 1), 0, -1)
+                 for s in range(len(ids) - 2 * n + 1) if ids[s : s + n] == ids[-n:]), []),
         ),
         Mistake(
             "all that follows. At most `count` tokens are wanted.",

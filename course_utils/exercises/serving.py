@@ -464,7 +464,6 @@ PLAN_STEP = Exercise(
     reference=scheduler.plan_step,
     cases=_plan_cases,
     draw=_draw_steps,
-    exact_dtype=True,
     mistakes=[
         Mistake("first come, first served from the start: a long prompt leaves nothing for those who write.",
                 lambda unread, budget: _plan(unread, budget, writers_first=False)),

@@ -62,7 +62,7 @@ def weight_bytes(model: torch.nn.Module) -> WeightBytes:
     seen, by_module, by_dtype = set(), {}, {}
     for name, module in model.named_modules():
         held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        for tensor in (stored for weight in held for stored in _stored_tensors(weight)):
+        for tensor in (stored for weight in held for stored in stored_tensors(weight)):
             if tensor.is_meta:
                 raise ValueError(f"{name} is on the meta device and holds no bytes; load its weights first")
             storage = tensor.untyped_storage()
@@ -76,11 +76,18 @@ def weight_bytes(model: torch.nn.Module) -> WeightBytes:
     return WeightBytes(sum(by_module.values()), by_module, by_dtype)
 
 
-def _stored_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The plain tensors that a weight is made of: itself, or the parts of a quantized one."""
+def stored_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors that a weight is made of: itself, or the parts of a quantized one.
+
+    Args:
+        tensor: a parameter or a buffer.
+
+    Yields:
+        Tensors that have a storage.
+    """
     if hasattr(tensor, "__tensor_flatten__"):  # a wrapper subclass (torchao): the data are inside
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _stored_tensors(getattr(tensor, name))
+            yield from stored_tensors(getattr(tensor, name))
         return
     yield tensor.data
     # bitsandbytes keeps scales beside the parameter: 4 bit in quant_state (nested once when the scales

@@ -1,6 +1,8 @@
 """Lesson before_after: wrong answers are rejected for their reason, right ones written otherwise pass."""
 
 import math
+import operator
+from fractions import Fraction
 
 from course_utils import compressed, costs, data, distill, measure
 from course_utils.quantize import gptq, packed
@@ -78,7 +80,18 @@ def _groups(quality, against_first=True):
 
 def _ranked_by_groups(quality, cost):
     place = list(quality).index
-    return [name for group in _groups(quality) for name in sorted(group, key=lambda n: (cost[n], place(n)))]
+    left, order = list(quality), []
+    while left:
+        best = sorted(left, key=lambda n: (quality[n].value, place(n)))[0]
+        group = [n for n in left if measure.compare(quality[n], quality[best]).verdict != "worse"]
+        group.sort(key=lambda n: (cost[n], place(n)))
+        order, left = order + group, [n for n in left if n not in group]
+    return order
+
+
+def _ranked_by_runs(quality, cost):
+    place = list(quality).index
+    return tuple(n for group in _groups(quality) for n in sorted(group, key=lambda n: (cost[n], place(n))))
 
 
 def _ranked_recursively(quality, cost):
@@ -147,6 +160,9 @@ WRONG = {
         (_with(lambda c, m, t, n, b, w, o: m * b + t * w), "norms forgotten"),
         (_with(lambda c, m, t, n, b, w, o: (m + t + n) * b), "everything counted"),
         (_with(lambda c, m, t, n, b, w, o: 8 * (m * b + t * w + n * o)), "bits, not bytes|expected"),
+        (lambda config, block_bits, table_bits, norm_bits=32: round(
+            sum(map(operator.mul, _numbers(config), (block_bits, table_bits, norm_bits))) / 8),
+         "rounded up, though"),
         (_with(lambda c, m, t, n, b, w, o: m * b + (m - m) + 2 * t * w + n * o), "expected"),
     ],
     "combined": [
@@ -170,15 +186,23 @@ WRONG = {
         (lambda quality, cost: sorted(cost, key=cost.get), "cost alone"),
         (lambda quality, cost: [n for g in _groups(quality, False) for n in sorted(g, key=cost.get)],
          "one before it"),
-        (lambda quality, cost: [n for g in _groups(quality) for n in sorted(g, key=lambda n: -cost[n])],
+        (lambda quality, cost: _ranked_by_groups(quality, {name: -figure for name, figure in cost.items()}),
          "larger cost"),
+        (_ranked_by_runs, "ends at the first that is shown"),
+        (lambda quality, cost: _ranked_recursively(
+            dict(sorted(quality.items(), key=lambda item: item[1].nll)), cost), "where two cost the same"),
         (lambda quality, cost: _ranked_by_groups(quality, cost)[::-1], "worst comes first"),
     ],
 }
 
+def _bytes_as_fractions(config, block_bits, table_bits, norm_bits=32):
+    widths = (Fraction(bits) for bits in (block_bits, table_bits, norm_bits))
+    return math.ceil(sum(n * bits for n, bits in zip(_numbers(config), widths, strict=True)) / 8)
+
+
 RIGHT = {
     "predict_combined_megabytes": [80.0, 27 * 3.539e6 * 4.3125 / 8e6 + 49_152 * 576 / 1e6],
-    "stored_bytes": [_bytes_counted, _bytes_by_difference],
+    "stored_bytes": [_bytes_counted, _bytes_by_difference, _bytes_as_fractions],
     "combined": [_combined_in_full, _combined_by_file],
     "pareto_front": [_front_by_sweep, _front_by_pairs],
     "ranked": [_ranked_by_groups, _ranked_recursively],

@@ -48,6 +48,13 @@ def _kl_torch(reference, logits, dtype=torch.double):
     return F.kl_div(q, p, log_target=True, reduction="batchmean").item()
 
 
+def _kl_smoothed(reference, logits, least):
+    if reference.shape != logits.shape:
+        raise ValueError("shapes")
+    p, q = (softmax(x.astype(float), axis=1) + least for x in (reference, logits))
+    return float(((p - least) * (np.log(p) - np.log(q))).sum(axis=1).mean())
+
+
 def _kl_by_loops(reference, logits):
     if reference.shape != logits.shape:
         raise ValueError("shapes")
@@ -126,10 +133,27 @@ WRONG = {
         (lambda i, o: _missing_by_filter(i, [output for output in o if len(output[1]) == 4][
             :sum(len(s) == 4 for _, s in i)]), "more comes out"),
         (lambda i, o: None, "is a `return` missing"),
+        (lambda i, o: _missing_by_filter(i, o) - {"dynamic length"} | (
+            {"dynamic length"} if any(type(d) is int for d in dict(i)["input_ids"]) else set()),
+         "any number"),
+        (lambda i, o: _missing_by_filter([(n, [d or 1 for d in s] if len(s) == 4 else s) for n, s in i], o),
+         "without a name"),
+        (lambda i, o: _missing_by_filter([x for x in i if len(x[1]) != 4] + [x for x in i if len(x[1]) == 4][
+            -1:] * sum(len(s) == 4 for _, s in i), o), "first tensor of the cache"),
+        (lambda i, o: _missing_by_filter(i, o) - ({"mask"} if any("mask" in n for n, _ in i) else set()),
+         "another input taken for the mask"),
+        (lambda i, o: _missing_by_filter(i, o) - (
+            {"mask"} if any(n.startswith("attention") for n, _ in i) else set()), "bias of the attention"),
+        (lambda i, o: _missing_by_filter(i, o) - ({"mask"} if "attention_mask" in dict(i + o) else set()),
+         "comes out and does not go in"),
     ],
     "mean_kl": [
+        (lambda r, x: _kl_smoothed(r, x, 1e-12), "a small number added"),
+        (lambda r, x: _kl_smoothed(r, x, 1e-20), "in the thousands, turned upside down"),
         (lambda r, x: _kl_torch(x, r), "other way round"),
-        (lambda r, x: rel_entr(softmax(r.astype(float), -1), softmax(x.astype(float), -1)).sum(), "sum over"),
+        (lambda r, x: _kl_torch(r, x) * len(r), "sum over"),
+        (lambda r, x: rel_entr(softmax(r.astype(float), -1), softmax(x.astype(float), -1)).sum(-1).mean(),
+         "in the thousands, turned upside down"),
         (lambda r, x: _kl_torch(r, x) / r.shape[1], "over the vocabulary"),
         (lambda r, x: -(softmax(r.astype(float), -1) * log_softmax(x.astype(float), -1)).sum(-1).mean(),
          "cross-entropy"),

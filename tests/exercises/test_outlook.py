@@ -118,6 +118,14 @@ def _lookup_table(ids, longest, count):
     return []
 
 
+def _lookup_apart(ids, longest, count):
+    for n in range(min(longest, len(ids) // 2), 0, -1):
+        for start in range(len(ids) - 2 * n + 1):
+            if ids[start : start + n] == ids[-n:]:
+                return ids[start + n : start + n + count]
+    return []
+
+
 def _lookup_latest(ids, longest, count):
     for n in range(min(longest, len(ids) - 1), 0, -1):
         for start in range(len(ids) - n - 1, -1, -1):
@@ -210,6 +218,7 @@ WRONG = {
         (_lookup_itself, "found itself"),
         (_lookup_short_first, "begin with the longest"),
         (_lookup_full, "Are lengths below"),
+        (_lookup_apart, "overlap the end"),
         (lambda ids, longest, count: _lookup_recursive(ids, longest, 99), "At most `count`"),
         (lambda ids, longest, count: _lookup_recursive(ids, longest, count + 1)[1:], "one token is skipped"),
     ],

@@ -142,6 +142,10 @@ def _no_stop(session, prompt, new_tokens, stop=None):
     return _generate_unrolled(session, prompt, new_tokens)
 
 
+def _without_last(written, stop):
+    return written[:-1] if written and written[-1] == stop else written
+
+
 def _twice(session, prompt, new_tokens, stop=None):
     _generate_unrolled(session, prompt, 1)
     return _generate_unrolled(session, prompt, new_tokens, stop)
@@ -182,8 +186,10 @@ WRONG = {
     "generate": [
         (_generate_with(_swap), "exchanged"),
         (_no_stop, "not looked at"),
+        (lambda s, p, n, stop=None: _generate_unrolled(s, p, n, stop or None), "`if stop` is false"),
+        (lambda s, p, n, stop=None: _generate_unrolled(s, p, n or 1, stop), "none was asked for"),
         (lambda s, p, n, stop=None: [*p, *_generate_unrolled(s, p, n, stop)], "prompt in front"),
-        (lambda s, p, n, stop=None: [t for t in _generate_unrolled(s, p, n, stop) if t != stop], "dropped"),
+        (lambda s, p, n, stop=None: _without_last(_generate_unrolled(s, p, n, stop), stop), "dropped"),
         (lambda s, p, n, stop=None: _generate_unrolled(s, p, n + 1, stop)[:n], "one pass too many"),
         (_twice, "tokens read"),
         (lambda s, p, n, stop=None: np.array(_generate_unrolled(s, p, n, stop)), "list of 6"),
@@ -194,7 +200,9 @@ RIGHT = {
     "predict_weights": [6.7, 6.71],
     "needed_bytes": [_bytes_by_hand, _bytes_in_place],
     "predict_tokens": [10.3, 10],
-    "what_runs": [_runs_by_loop, _runs_lists],
+    "what_runs": [_runs_by_loop, _runs_lists, lambda free, read, models: _runs_by_loop(
+        free, read, dict(reversed(models.items())))],
     "integers": [_integers_by_divmod, _integers_by_loop],
-    "generate": [_generate_unrolled, _generate_by_name],
+    "generate": [_generate_unrolled, _generate_by_name,
+                 lambda s, p, n, stop=None: tuple(map(np.int64, _generate_unrolled(s, p, n, stop)))],
 }

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import struct
 
+import numpy as np
 import torch
 
 from course_utils.kvcache.block_tables import OutOfBlocks
@@ -379,5 +380,6 @@ RIGHT = {
     "copy_on_write": [_copy_plainly, _copy_by_slices],
     "block_keys": [_keys_by_struct, _keys_by_update],
     "predict_steps": [8, 8.0],
-    "plan_step": [_plan_by_order, _plan_with_generator],
+    "plan_step": [_plan_by_order, _plan_with_generator,
+                  lambda unread, budget: tuple(map(np.int64, _plan_by_order(unread, budget)))],
 }

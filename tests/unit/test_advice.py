@@ -1,7 +1,9 @@
 """The advisor: what fits comes first and ranked, what does not says by how much, contradictions are named."""
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,7 +70,7 @@ def test_where_nothing_fits_the_nearest_is_named_with_what_is_missing(limits, ne
 def test_each_reason_says_what_is_lacking():
     found = {one.option.name: one for one in advice.advise(data=False, training=1, among=ALL)}
     assert "needs text, and there is none" in found["calibrated"].reasons
-    assert "trains weights for 3.0 minutes, and there are 1" in found["short"].reasons
+    assert "trains weights for 3.0 minutes, 2.0 more than there are" in found["short"].reasons
     assert found["full"].fits and found["full"].excess == 0
     assert found["full"].option.row == {"what": "full"}
     assert advice.summary(advice.advise(among=ALL)).splitlines()[0].startswith("1. full: 500 MB at the peak")
@@ -84,6 +86,7 @@ def test_each_reason_says_what_is_lacking():
         ({"memory": "2 GB"}, "memory must be a number, not '2 GB'"),
         ({"data": "text"}, "data must be True or False"),
         ({"hardware": "phone"}, "hardware must be 'cpu' or 'gpu'"),
+        ({"among": [FULL, FULL]}, "two options have the same name"),
         ({"among": []}, "nothing was measured for 'cpu'"),
     ],
 )
@@ -91,6 +94,21 @@ def test_bad_demands_are_refused_in_one_line(limits, error):
     with pytest.raises((TypeError, ValueError), match=error) as caught:
         advice.advise(**({"among": ALL} | limits))
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_hardly_too_much_is_not_called_nothing():
+    found = advice.advise(memory=149.9e6, latency=0.0399, training=2.97, among=ALL)
+    said = " ".join(str(one) for one in found)
+    assert "150 MB at the peak, less than 1 more than allowed" in said and not any(one.fits for one in found)
+    assert "trains weights for 3.0 minutes, less than 0.1 more than there are" in said
+    over = dataclasses.replace(FULL, memory=2.0)  # 2 / the number below it is 1
+    assert not advice.advise(memory=math.nextafter(2.0, 0), among=[over])[0].fits
+
+
+def test_numbers_of_numpy_are_limits_too_and_no_advice_has_no_summary():
+    assert names(advice.advise(memory=np.int64(210_000_000), latency=np.float32(1), among=ALL))[0] == "twin"
+    with pytest.raises(ValueError, match="no option was judged"):
+        advice.summary([])
 
 
 @pytest.mark.parametrize("hardware", advice.HARDWARE)
