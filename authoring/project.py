@@ -261,8 +261,8 @@ def is_foreign(name: str, files: list[Path]) -> bool:
     Returns:
         True when it is.
     """
-    path = Path(os.path.abspath(Path(name).expanduser()))
-    return len(Path(name).parts) > 1 and path.is_file() and not path.resolve().is_relative_to(
+    path = Path(os.path.abspath(os.path.expanduser(name)))
+    return len(Path(name).parts) > 1 and os.path.isfile(path) and not path.resolve().is_relative_to(
         files[0].resolve().parent.parent if files else path.anchor)
 
 
