@@ -88,7 +88,8 @@ def test_minutes_and_memory_are_in_header_and_readme(synced):
 
 
 def test_recorded_minutes_on_one_core_are_in_the_readme(synced):
-    records.save("bench_one_core", {"rows": [{"lesson": "sample", "minutes": 3.14}]}, synced.root / "recorded")
+    rows = [{"lesson": "sample", "minutes": 3.14}]
+    records.save("bench_one_core", {"rows": rows}, synced.root / "recorded")
     assert any("README.md: the lesson table" in line for line in sync.check(synced))
     sync.sync(synced, report=lambda line: None)
     minutes = json.loads((synced.root / "recorded/lesson_costs.json").read_text())["sample"]["minutes"]
