@@ -44,7 +44,10 @@ class Project:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The content of pyproject.toml."""
-        return tomllib.loads((self.root / "pyproject.toml").read_text(encoding="utf-8"))
+        try:
+            return tomllib.loads((self.root / "pyproject.toml").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LessonError("pyproject.toml", None, f"is no TOML: {error}.") from None
 
     @property
     def repository(self) -> str:

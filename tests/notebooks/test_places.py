@@ -12,7 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
-from authoring import cli, places
+from authoring import claims, cli, places
 from authoring.execute import check_parameters, execute
 from authoring.generate import PARAMETERS
 from authoring.grading.reports import page_names
@@ -162,6 +162,17 @@ def test_the_command_says_what_is_wrong_in_one_line(arguments, said, monkeypatch
     out, text = capsys.readouterr()
     assert ended.value.code not in (0, None) and out == ""
     assert len(text.splitlines()) == 1 and re.search(said, text), text
+
+
+@pytest.mark.parametrize("cell", ['{"outputs": [{"name": "stdout"}]}', "3", '{"outputs": 3}'])
+def test_a_damaged_pyproject_is_named_and_a_damaged_solution_shows_no_claim(tmp_path, cell):
+    for name, text in (("lessons/04_a.py", ""), ("solutions/04_a.ipynb", f'{{"cells": [{cell}]}}')):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    (tmp_path / "pyproject.toml").write_text("x = [")
+    assert claims.read_shown(Project(tmp_path)) == []
+    with pytest.raises(ValueError, match="pyproject.toml: is no TOML"):
+        Project(tmp_path).settings  # noqa: B018
 
 
 @pytest.mark.parametrize("arguments", [
