@@ -105,12 +105,11 @@ def read_shown(project: Project) -> list[Shown]:
     for lesson in project.lessons():
         try:
             cells = json.loads(project.notebook("solutions", lesson).read_text(encoding="utf-8"))["cells"]
-        except (OSError, ValueError, KeyError):
+            shown = [(cell, "".join("".join(output["text"]) for output in cell.get("outputs", [])
+                                    if output.get("name") == "stdout")) for cell in cells]
+            found += [_shown(lesson, cell["id"], block) for cell, text in shown for block in _blocks(text)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
-        for cell in cells:
-            outputs = cell.get("outputs", [])
-            text = "".join("".join(output["text"]) for output in outputs if output.get("name") == "stdout")
-            found += [_shown(lesson, cell["id"], block) for block in _blocks(text)]
     return found
 
 

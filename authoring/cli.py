@@ -3,6 +3,7 @@
 A subcommand's docstring is its help text: one line, without the sections that other functions have.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+DAY = 86_400  # seconds: no limit is longer
 
 Numbers = Annotated[
     list[str] | None,
@@ -164,7 +167,7 @@ def verify(
     lm: Model = None,
     device: Device = None,
     threads: Annotated[int | None, typer.Option(
-        min=1, help="threads to compute with, to see which figures move with it")] = None,
+        min=1, max=1024, help="threads to compute with, to see which figures move with it")] = None,
 ) -> None:
     """Execute solutions/ again and compare with their kept outputs, each cell within its tolerance."""
     from authoring.verify import verify as work
@@ -186,9 +189,11 @@ def grade(
     seed: Annotated[str, typer.Option(help="draws further cases, which no learner has seen")] = "",
     partial: Annotated[bool, typer.Option(
         "--partial", help="an answer that is right in some cases gets that share of its points")] = False,
-    timeout: Annotated[float, typer.Option(min=1, help="seconds for all cases of an answer")] = 60,
-    total: Annotated[float, typer.Option(min=1, help="seconds for all answers of a submission")] = 300,
-    memory: Annotated[float, typer.Option(min=0.25, help="GiB that an answer may take")] = 2,
+    timeout: Annotated[float, typer.Option(
+        min=1, max=DAY, help="seconds for all cases of an answer")] = 60,
+    total: Annotated[float, typer.Option(
+        min=1, max=DAY, help="seconds for all answers of a submission")] = 300,
+    memory: Annotated[float, typer.Option(min=0.25, max=4096, help="GiB that an answer may take")] = 2,
     dask: Annotated[str, typer.Option(
         help="address of a dask scheduler whose workers grade; else one is begun here")] = "",
     here: Annotated[bool, typer.Option(
@@ -357,7 +362,7 @@ def gpu_run(
     out: Annotated[Path, typer.Option(help="folder for results, logs and the report")] = Path("runs/gpu"),
     device: Annotated[str, typer.Option(help="cuda; cpu rehearses")] = "cuda",
     small: Annotated[bool, typer.Option("--small", help="tiny shapes, to rehearse")] = False,
-    minutes: Annotated[float, typer.Option(help="for all steps together")] = 10,
+    minutes: Annotated[float, typer.Option(min=0, max=DAY / 60, help="for all steps together")] = 10,
     only: Annotated[Texts, typer.Option(metavar="STEP", help="only this step; may be repeated")] = None,
     skip: Annotated[Texts, typer.Option(metavar="STEP", help="not this step")] = None,
     limit: Annotated[Texts, typer.Option(metavar="STEP=SECONDS", help="a step's own limit")] = None,
@@ -374,7 +379,7 @@ def gpu_run(
     limits = {}
     for text in limit or ():
         name, _, seconds = text.partition("=")
-        if not seconds.isdigit():
+        if not re.fullmatch("[0-9]{1,5}", seconds):
             raise ValueError(f"--limit is written STEP=SECONDS, such as lessons=200, not {text!r}.")
         limits[name] = int(seconds)
     if record:

@@ -5,7 +5,7 @@ As in `authoring.cli`, a subcommand's docstring is its help text: one line.
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,14 +51,32 @@ def run_engine(
 ) -> None:
     """Send an engine one JSON request and print its JSON answer."""
     from course_utils import engines
+    from course_utils.errors import CourseError
 
     try:
-        text = Path(request[1:]).read_text(encoding="utf-8") if request.startswith("@") else request
-        answer = engines.run(name, json.loads(text), timeout)
-    except (OSError, ValueError) as error:
+        answer = engines.run(name, _request(request), timeout)
+    except (CourseError, ValueError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
     if not answer:
         typer.echo(str(answer), err=True)
         raise typer.Exit(1)
     typer.echo(json.dumps(answer.values, indent=2))
+
+
+def _request(given: str) -> dict[str, Any]:
+    """The request that was given: JSON, or @ and the name of a file with it.
+
+    Raises:
+        ValueError: the file cannot be read, or what was given is no JSON object.
+    """
+    try:
+        text = Path(given[1:]).read_text(encoding="utf-8") if given.startswith("@") else given
+        request = json.loads(text)
+    except OSError as error:
+        raise ValueError(f"the request's file {given[1:]} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the request {given[:80]!r} is no JSON: {error}.") from None
+    if not isinstance(request, dict):
+        raise ValueError(f"the request {given[:80]!r} is no JSON object: write it as {{\"name\": value}}.")
+    return request

@@ -55,11 +55,11 @@ def model(name: str, source: str = "--lm") -> str:
         ValueError: it is written as a folder, and there is no such folder, or no model in it.
     """
     folder = absolute(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # a name may be too long for Path.is_dir
         if not (folder / "config.json").is_file():
             raise ValueError(f"{source} {name}: {folder} is no model folder, it has no config.json.")
         return str(folder)
-    if name.startswith(("~", ".", "/")) or name.count("/") != 1 or folder.exists():
+    if name.startswith(("~", ".", "/")) or name.count("/") != 1 or os.path.exists(folder):
         raise ValueError(f"{source} {name}: there is no folder {folder}; a hub's model is called org/name.")
     return name
 
@@ -172,7 +172,7 @@ def writable_file(path: Path, option: str) -> Path:
         ValueError: it is a folder, or its folder cannot be written.
     """
     path = absolute(path)
-    if path.is_dir() or path.exists() and not os.access(path, os.W_OK):
+    if os.path.isdir(path) or os.path.exists(path) and not os.access(path, os.W_OK):
         raise ValueError(f"{path} cannot be written: name another file with {option}.")
     writable_folder(path.parent, f"name another file with {option}")
     return path

@@ -44,7 +44,10 @@ class Project:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The content of pyproject.toml."""
-        return tomllib.loads((self.root / "pyproject.toml").read_text(encoding="utf-8"))
+        try:
+            return tomllib.loads((self.root / "pyproject.toml").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LessonError("pyproject.toml", None, f"is no TOML: {error}.") from None
 
     @property
     def repository(self) -> str:
@@ -261,8 +264,8 @@ def is_foreign(name: str, files: list[Path]) -> bool:
     Returns:
         True when it is.
     """
-    path = Path(os.path.abspath(Path(name).expanduser()))
-    return len(Path(name).parts) > 1 and path.is_file() and not path.resolve().is_relative_to(
+    path = Path(os.path.abspath(os.path.expanduser(name)))
+    return len(Path(name).parts) > 1 and os.path.isfile(path) and not path.resolve().is_relative_to(
         files[0].resolve().parent.parent if files else path.anchor)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING
 
 from course_utils import records
+from course_utils.errors import read_json
 
 if TYPE_CHECKING:
     from authoring.project import Project
@@ -24,8 +24,7 @@ def replaced(project: Project, outputs: dict[str, list]) -> list[tuple[str, str]
     Returns:
         For each such line the id of its cell and the line.
     """
-    kept = [json.loads(path.read_text(encoding="utf-8"))
-            for path in sorted((project.root / "recorded").glob("*.json"))]
+    kept = [read_json(path, records.ADVICE) for path in sorted((project.root / "recorded").glob("*.json"))]
     lines = {records.provenance_line(record) for record in kept if "provenance" in record}
     return [
         (id, line)

@@ -21,6 +21,7 @@ from nbformat.notebooknode import from_dict
 from authoring import claims, generate, leaks, links, record_lines, start_page, working_time
 from authoring.project import KINDS, LessonError, Project, key_of
 from course_utils import lesson_needs, records
+from course_utils.errors import read_json
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -286,7 +287,7 @@ def read_costs(project: Project) -> dict[str, dict]:
     Returns:
         Key of the lesson -> "minutes", "peak_gb" and the machine; {} before the first execution.
     """
-    return json.loads(project.costs_file.read_text(encoding="utf-8")) if project.costs_file.exists() else {}
+    return read_json(project.costs_file, records.ADVICE) if project.costs_file.exists() else {}
 
 
 def save_costs(project: Project, key: str, execution: Execution) -> None:

@@ -20,6 +20,8 @@ from authoring.sync import replace_file
 from course_utils import progress
 
 GIVEN, BEFORE = ".given", "before-update"
+AWAY = "move it to another folder, and `course lab` writes it anew"  # what to do with a damaged copy
+ANEW = "get it back with `git checkout`, or run `course sync --no-run`"  # and with a damaged lesson
 
 
 def folder(project: Project) -> Path:
@@ -69,7 +71,7 @@ def outdated(project: Project, work: Path) -> list[str]:
         Their names, such as "04_gptq".
     """
     return [path.stem for path in project.notebooks("notebooks")
-            if _copies(work, path) and _sources(path) != _sources(work / GIVEN / f"{key_of(path)}.ipynb")]
+            if _copies(work, path) and _sources(_read(path, ANEW)) != _sources(_given(work, path))]
 
 
 def update(project: Project, work: Path) -> Iterator[str]:
@@ -81,14 +83,17 @@ def update(project: Project, work: Path) -> Iterator[str]:
 
     Yields:
         A line for each lesson that was brought up to date.
+
+    Raises:
+        ValueError: one of the copies is damaged; none has been changed.
     """
     newer = outdated(project, work)
     kept = work / BEFORE / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for path in [path for path in project.notebooks("notebooks") if path.stem in newer]:
+    paths = [path for path in project.notebooks("notebooks") if path.stem in newer]
+    own = {path: _read(_copies(work, path)[0], AWAY) for path in paths}  # all, before one is changed
+    for path in paths:
         old = _copies(work, path)[0]
-        given = work / GIVEN / f"{key_of(path)}.ipynb"
-        base = nbformat.read(given, as_version=4) if given.exists() else None
-        merged, beside = merge(nbformat.read(path, as_version=4), nbformat.read(old, as_version=4), base)
+        merged, beside = merge(_read(path, ANEW), own[path], _given(work, path))
         kept.mkdir(parents=True, exist_ok=True)
         shutil.copy2(old, kept / old.name)
         _give(path, work, nbformat.writes(merged).encode())
@@ -163,17 +168,41 @@ def _give(lesson: Path, work: Path, content: bytes) -> None:
     replace_file(work / GIVEN / f"{key_of(lesson)}.ipynb", lesson.read_bytes())
 
 
-def _sources(path: Path) -> list[tuple[str, str]] | None:
-    """Ids and sources of a notebook's cells: a lesson with others is another. None when there is no file."""
-    if not path.exists():
+def _sources(notebook: NotebookNode | None) -> list[tuple[str, str]] | None:
+    """Ids and sources of a notebook's cells: a lesson with others is another. None when there is none."""
+    return notebook and [(cell.get("id"), cell.source) for cell in notebook.cells]
+
+
+def _read(path: Path, advice: str) -> NotebookNode:
+    """A notebook, when it is one; else the advice is part of the error.
+
+    Raises:
+        ValueError: it is damaged.
+        OSError: it cannot be read.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        if all(isinstance(cell.source, str) for cell in notebook.cells):
+            return notebook
+    except OSError:
+        raise
+    except Exception:  # nbformat has many errors for what is no notebook
+        pass
+    raise ValueError(f"{path} is damaged, no notebook can be read from it: {advice}.")
+
+
+def _given(work: Path, lesson: Path) -> NotebookNode | None:
+    """The note of what was copied; None when there is none, or a damaged one: merging can do without."""
+    try:
+        return _read(work / GIVEN / f"{key_of(lesson)}.ipynb", "")
+    except (OSError, ValueError):
         return None
-    return [(cell.get("id"), cell.source) for cell in nbformat.read(path, as_version=4).cells]
 
 
 def _with_progress(given: Path, page: Path) -> str:
     """The start page: the learner's if there is one, with a table of how far they are."""
-    notebook = nbformat.read(page if page.exists() else given, as_version=4)
-    fresh = {cell.id: cell for cell in nbformat.read(given, as_version=4).cells}
+    notebook = _read(page, AWAY) if page.exists() else _read(given, ANEW)
+    fresh = {cell.id: cell for cell in _read(given, ANEW).cells}
     for cell in notebook.cells:
         cell.source = fresh[cell.id].source if cell.get("id") in fresh else cell.source
         if cell.get("id") == start_page.PROGRESS:

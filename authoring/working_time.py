@@ -3,12 +3,12 @@
 Minutes that the machine takes are measured, and stand beside it.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from authoring.project import Project
+from course_utils.errors import CourseError, read_json
 
 WORDS = 200  # of text, read in a minute
 GIVEN_LINES = 15  # of given code, read in a minute
@@ -52,7 +52,7 @@ def of(project: Project, lesson: Path) -> str:
         Such as "1 h 25 min"; "-" before its notebook is generated.
     """
     path = project.notebook("notebooks", lesson)
-    return readable(minutes(json.loads(path.read_text(encoding="utf-8")))) if path.exists() else "-"
+    return readable(_minutes(path)) if path.exists() else "-"
 
 
 def sentence(project: Project) -> str:
@@ -65,10 +65,24 @@ def sentence(project: Project) -> str:
         Markdown.
     """
     files = [project.notebook("notebooks", lesson) for lesson in project.lessons()]
-    total = sum(minutes(json.loads(path.read_text(encoding="utf-8"))) for path in files if path.exists())
+    total = sum(_minutes(path) for path in files if path.exists())
     return (f"Your time is an estimate, beside the machine's minutes: {WORDS} words of text or {GIVEN_LINES} "
             f"lines of given code read in a minute, {LINE} minutes for each line to write, {PREDICTION} for "
             f"each prediction, rounded up to {STEP} minutes; {readable(total)} for the whole course.")
+
+
+def _minutes(path: Path) -> int:
+    """The estimate for the notebook in a file.
+
+    Raises:
+        CourseError: the file is damaged.
+    """
+    advice = "remove it and run `course sync --no-run`"
+    notebook = read_json(path, advice)
+    try:
+        return minutes(notebook)
+    except (KeyError, TypeError, AttributeError):
+        raise CourseError(f"{path} is damaged (it is no notebook): {advice}.") from None
 
 
 def readable(total: int) -> str:

@@ -26,7 +26,8 @@ REASONS = {  # why a place cannot be used, by the system's number of the error
     errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up",
     errno.EACCES: "it may not be read or written", errno.EPERM: "it may not be written",
     errno.EROFS: "it is read-only", errno.ENOTDIR: "part of the path is a file",
-    errno.EEXIST: "it is a file",
+    errno.EEXIST: "it is a file", errno.EISDIR: "it is a folder", errno.ELOOP: "it is a link to itself",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 
 # What this process has already hashed: folder -> {file: (bytes, mtime)}. A second read of an

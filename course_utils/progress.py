@@ -74,7 +74,7 @@ def read(folder: str | Path = ".") -> list[Progress]:
         if re.fullmatch(r"\d\d_[a-z][a-z0-9_]*", path.stem):  # not a copy such as 04_gptq-Copy1
             try:
                 found.append(_progress(path, json.loads(path.read_text(encoding="utf-8"))))
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 continue  # being written, or no notebook
     return found
 

@@ -12,9 +12,11 @@ from typing import Any
 import pandas
 
 from course_utils import measure, threads
+from course_utils.errors import CourseError, read_json
 
 # Beside the package in a checkout; installed beside it by pip.
 FOLDER = Path(__file__).resolve().parent.parent / "recorded"
+ADVICE = "get it back with `git checkout`, or remove it and record it anew"  # for one that is damaged
 
 
 def load(name: str, folder: str | Path | None = None) -> dict[str, Any] | None:
@@ -26,9 +28,17 @@ def load(name: str, folder: str | Path | None = None) -> dict[str, Any] | None:
 
     Returns:
         A dict with "provenance" and "results"; None if it was never recorded.
+
+    Raises:
+        CourseError: the file is damaged.
     """
     path = Path(folder or FOLDER) / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    record = read_json(path, ADVICE)
+    if missing := {"provenance", "results"} - record.keys():
+        raise CourseError(f"{path} is damaged (it has no {' and no '.join(sorted(missing))}): {ADVICE}.")
+    return record
 
 
 def save(name: str, results: Any, folder: str | Path | None = None, **more: Any) -> Path:
@@ -49,8 +59,12 @@ def save(name: str, results: Any, folder: str | Path | None = None, **more: Any)
     record = {"provenance": provenance, "results": results}
     path = folder / f"{name}.json"
     aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    os.replace(aside, path)
+    text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+    try:
+        aside.write_text(text)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 

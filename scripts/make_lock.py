@@ -7,6 +7,7 @@ uv is asked for each Python and platform: are there wheels of these versions, so
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -58,21 +59,26 @@ def main() -> None:
     """Write requirements.lock, and say where it can be installed.
 
     Raises:
-        CalledProcessError: uv found no versions that go together, or could not reach the package index.
-        FileNotFoundError: uv is not installed.
-        SystemExit: somewhere a pinned version has no wheel.
+        SystemExit: uv is not installed, found no versions that go together, or could not reach the package
+            index; or somewhere a pinned version has no wheel.
     """
+    if shutil.which("uv") is None:
+        sys.exit("This needs uv: pip install uv. Nothing was changed.")
     tried = ROOT / "build" / "tried.txt"
     tried.parent.mkdir(exist_ok=True)
     tried.write_text("\n".join(TRIED) + "\n")
-    resolved = subprocess.run(
+    done = subprocess.run(
         ["uv", "pip", "compile", "--universal", "--python-version", "3.11", "--all-extras", "pyproject.toml",
          "-c", str(tried), "--no-header", "--no-annotate"],
-        cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    lines = [line.strip() for line in resolved.splitlines() if line.strip()]
+        cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"uv found no versions: {' '.join(done.stderr.split())[-600:]}. {LOCK.name} is as it was.")
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     versions = Counter(package(line) for line in lines)
     lines = [line if versions[package(line)] > 1 else line.partition(" ; ")[0] for line in lines]
-    LOCK.write_text("\n".join(lines) + "\n")
+    aside = LOCK.with_suffix(".tmp")
+    aside.write_text("\n".join(lines) + "\n")
+    os.replace(aside, LOCK)
     print(f"{LOCK.name}: {len(lines)} pins")
     missing = 0
     for python in PYTHONS:

@@ -42,12 +42,21 @@ def sort(junit: str) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Print the list, and add it to GitHub's summary where there is one."""
+    """Print the list, and add it to GitHub's summary where there is one.
+
+    Raises:
+        SystemExit: no file is named, or it is not pytest's.
+    """
+    if len(sys.argv) != 2:
+        sys.exit("Name one file, pytest's JUnit file: python scripts/sort_failures.py runs/tests.xml")
     path = Path(sys.argv[1])
     if not path.exists():
         text = "## environment\n\nNo test ran: the set-up failed."
     else:
-        causes = sort(path.read_text(encoding="utf-8"))
+        try:
+            causes = sort(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, ElementTree.ParseError) as error:
+            sys.exit(f"{path} is no JUnit file to read ({error}): pytest --junitxml={path} writes it.")
         parts = [f"## {cause}: {len(lines)}\n\n" + "\n".join(f"- {line}" for line in lines)
                  for cause, lines in causes.items()]
         text = "\n\n".join(parts) or "No test failed."

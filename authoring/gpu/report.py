@@ -7,6 +7,7 @@ from typing import Any
 
 from authoring.gpu.plan import STEPS
 from authoring.sync import replace_file
+from course_utils.errors import CourseError, read_json
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -17,9 +18,18 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
     Returns:
         A line a step, as `run.gpu_run` returns them; [] when there was none.
+
+    Raises:
+        CourseError: its file is damaged.
     """
-    path = folder / "report.json"
-    return json.loads(path.read_text(encoding="utf-8"))["steps"] if path.exists() else []
+    path, advice = folder / "report.json", "remove it, or name another folder with --out"
+    if not path.exists():
+        return []
+    lines = read_json(path, advice).get("steps")
+    if not isinstance(lines, list) or any(
+            not isinstance(line, dict) or line.get("step") not in STEPS for line in lines):
+        raise CourseError(f"{path} is damaged (it has no list of steps): {advice}.")
+    return lines
 
 
 def write(folder: Path, lines: list[dict[str, Any]]) -> None:

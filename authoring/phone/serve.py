@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import ipaddress
 import ssl
+import sys
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -24,11 +25,25 @@ HEADERS = {
 }
 
 
+SILENT = 60  # seconds without a byte after which a connection is closed
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A thread for each connection; what a browser does wrong ends its own connection and prints nothing."""
+
+    def handle_error(self, *_: object) -> None:
+        """Say one line of an error of ours, nothing of a connection that broke."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            print(f"a request failed: {type(error).__name__}: {error}", file=sys.stderr)
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Files of a folder, with the headers."""
 
     extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | TYPES
     protocol_version = "HTTP/1.1"
+    timeout = SILENT
 
     def end_headers(self) -> None:
         """Add the headers to each answer."""
@@ -43,6 +58,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing of each request."""
+
+    def send_head(self) -> BinaryIO | None:
+        """Find the file; a path that no file can have is not found."""
+        try:
+            return super().send_head()
+        except ValueError:  # a null byte
+            self.send_error(404)
+            return None
 
     def list_directory(self, path: str) -> None:
         """Show no list of files."""
@@ -68,12 +91,16 @@ def server(
     Raises:
         CourseError: there is no page, or the address or the certificate cannot be used.
     """
+    if key and not certificate:
+        raise CourseError("--key needs --certificate: name both, or none for plain HTTP")
     if not (folder / "files.json").exists():
         raise CourseError(f"there is no page in {folder}: run `course phone build`")
     try:
-        found = http.server.ThreadingHTTPServer((host, port), partial(Handler, directory=str(folder)))
-    except OSError as error:
-        raise CourseError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
+        found = Server((host, port), partial(Handler, directory=str(folder)))
+    except (OSError, UnicodeError) as error:  # an address is in use, or is none
+        why = getattr(error, "strerror", None) or error
+        raise CourseError(f"cannot listen on {host}, port {port}: {why}. "
+                          "Name another --host or --port") from None
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
@@ -81,7 +108,8 @@ def server(
         except (OSError, ssl.SSLError) as error:
             found.server_close()
             raise CourseError(f"{certificate} and its key cannot be used: {error}") from None
-        found.socket = context.wrap_socket(found.socket, server_side=True)
+        # Hands are shaken in each connection's thread: one that says nothing would keep out all others.
+        found.socket = context.wrap_socket(found.socket, server_side=True, do_handshake_on_connect=False)
     return found
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from authoring import generate, sync, working_time
 from authoring.project import LessonError, Part, Project
 from authoring.site import lessons as lesson_pages
-from course_utils import lesson_needs
+from course_utils import lesson_needs, records
+from course_utils.errors import read_json
 
 # Pages that are files of the repository: file -> page. Those that do not exist (yet) are left out.
 FILES = {"docs/claims.md": "claims", "docs/glossary.md": "glossary", "docs/teaching.md": "teaching",
@@ -232,7 +233,7 @@ def _recorded(project: Project) -> str:
     """Where each record comes from, grouped by machine."""
     machines: dict[str, list[str]] = {}
     for path in sorted(project.costs_file.parent.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, records.ADVICE)
         if "provenance" not in record:
             continue  # the lessons' costs: the lesson table shows them
         card = record["provenance"]

@@ -10,8 +10,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from typer.testing import CliRunner
 
-from authoring import places
+from authoring import claims, cli, places
 from authoring.execute import check_parameters, execute
 from authoring.generate import PARAMETERS
 from authoring.grading.reports import page_names
@@ -124,6 +125,64 @@ def test_a_learner_s_copy_is_no_lesson_and_in_nobody_s_way(tmp_path):
     files = [tmp_path / name for name in ("04_gptq.ipynb", "04_gptq-Copy1.ipynb", "04_gptq (1).ipynb")]
     assert select(files, ["gptq"]) == select(files, ["4"]) == files[:1]
     assert select(files, ["04_gptq-Copy1"]) == files[1:2]
+
+
+LONG = "a" * 400  # no file system takes such a name
+
+
+@pytest.mark.parametrize("name", [LONG, f"/tmp/{LONG}/x", "~no-such-user/x.ipynb", "~", "", "a\nb", "é"])
+def test_names_that_no_file_can_have_are_refused_in_one_line(tmp_path, name):
+    with pytest.raises(ValueError) as error:
+        select([tmp_path / "04_gptq.ipynb"], [name])
+    assert "\n" not in str(error.value) and "04_gptq" in str(error.value)
+
+
+@pytest.mark.parametrize("name", [LONG, f"/tmp/{LONG}/x"])
+def test_a_name_that_is_too_long_is_no_model_and_no_file_to_write(name):
+    with pytest.raises(ValueError, match="there is no folder"):
+        places.model(name)
+    with pytest.raises(ValueError, match="name another file with --csv"):
+        places.writable_file(Path(name) / "x", "--csv")
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["phone", "serve", "--out", LONG], "the name is too long"),
+    (["phone", "serve", "--out", __file__], "part of the path is a file|there is no page"),
+    (["gpu-run", "--limit", "lessons=\N{SUPERSCRIPT TWO}"], "--limit is written STEP=SECONDS"),
+    (["engines", "run", "torch", "no JSON"], "the request 'no JSON' is no JSON"),
+    (["engines", "run", "torch", "[" * 100_000], "is no JSON"),
+    (["engines", "run", "torch", "[1]"], "is no JSON object"),
+    (["engines", "run", "torch", "@/no/file"], "file /no/file cannot be read: No such file"),
+    (["engines", "run", "torch", "@/"], "file / cannot be read: Is a directory"),
+], ids=range(8))
+def test_the_command_says_what_is_wrong_in_one_line(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["course", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, text = capsys.readouterr()
+    assert ended.value.code not in (0, None) and out == ""
+    assert len(text.splitlines()) == 1 and re.search(said, text), text
+
+
+@pytest.mark.parametrize("cell", ['{"outputs": [{"name": "stdout"}]}', "3", '{"outputs": 3}'])
+def test_a_damaged_pyproject_is_named_and_a_damaged_solution_shows_no_claim(tmp_path, cell):
+    for name, text in (("lessons/04_a.py", ""), ("solutions/04_a.ipynb", f'{{"cells": [{cell}]}}')):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    (tmp_path / "pyproject.toml").write_text("x = [")
+    assert claims.read_shown(Project(tmp_path)) == []
+    with pytest.raises(ValueError, match="pyproject.toml: is no TOML"):
+        Project(tmp_path).settings  # noqa: B018
+
+
+@pytest.mark.parametrize("arguments", [
+    ["grade", "x", "--memory", "inf"], ["grade", "x", "--memory", "nan"], ["grade", "x", "--total", "inf"],
+    ["grade", "x", "--timeout", "1e300"], ["gpu-run", "--minutes", "nan"], ["gpu-run", "--minutes", "-1"],
+    ["gpu-run", "--minutes", "inf"], ["verify", "--threads", "99999999999999999999"],
+    ["similar", "04", "x", "--least", "nan"], ["phone", "serve", "--port", "65536"]])
+def test_numbers_without_bounds_are_refused(arguments):
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 2 and arguments[-2] in done.output and "Traceback" not in done.output
 
 
 # --------------------------------------------------------------------------- pages of submissions

@@ -160,3 +160,34 @@ def test_the_start_page_opens_with_the_learners_progress(course, tmp_path):
     nbformat.write(page, folder / start_page.NAME)
     work.copy_missing(course, folder)
     assert nbformat.read(folder / start_page.NAME, as_version=4).cells[-1].source == "a note of mine"
+
+
+REST = '"metadata": {}, "nbformat": 4, "nbformat_minor": 5}'
+DAMAGED = ["", "\0\x01", "null", "[" * 100_000, '{"cells": [', f'{{"cells": 5, {REST}',
+           f'{{"cells": [{{"cell_type": "code"}}], {REST}']
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_copy_is_named_and_nothing_is_changed(tmp_path, content):
+    root, folder = tmp_path / "course", tmp_path / "work"
+    (root / "notebooks").mkdir(parents=True)
+    for name in ("04_a.ipynb", "05_b.ipynb", start_page.NAME):
+        nbformat.write(lesson(), root / "notebooks" / name)
+    project = Project(root)
+    work.copy_missing(project, folder)
+    for name in ("04_a.ipynb", "05_b.ipynb"):
+        nbformat.write(lesson("new text"), root / "notebooks" / name)
+    (folder / "05_b.ipynb").write_text(content)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert work.copy_missing(project, folder) == []  # the start page is made, without the damaged one
+    with pytest.raises(ValueError, match=r"05_b\.ipynb is damaged.*move it") as error:
+        list(work.update(project, folder))
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / "05_b.ipynb").write_bytes((folder / "04_a.ipynb").read_bytes())
+    (folder / work.GIVEN / "b.ipynb").write_text(content)  # only a note, which is not needed
+    assert len(list(work.update(project, folder))) == 2
+    (folder / start_page.NAME).write_text(content)
+    with pytest.raises(ValueError, match=r"index\.ipynb is damaged.*move it"):
+        work.copy_missing(project, folder)
+    assert (folder / start_page.NAME).read_text() == content

@@ -5,6 +5,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from authoring import start_page, sync, working_time
 from authoring.project import Project
+from course_utils.errors import CourseError
 
 
 def solution(source):
@@ -53,3 +54,18 @@ def test_every_table_of_lessons_has_it(unsynced):
 
 def _lessons(project):
     return [sync.generate.read_title(project, path) for path in project.lessons()], sync.read_costs(project)
+
+
+@pytest.mark.parametrize("content", [
+    "", "null", "[" * 100_000, "{}", '{"cells": [{}]}', '{"cells": 5}', "\0"], ids=range(7))
+def test_a_damaged_notebook_or_record_of_minutes_is_named(tmp_path, content):
+    for name in ("lessons/04_a.py", "notebooks/04_a.ipynb", "recorded/lesson_costs.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    project = Project(tmp_path)
+    with pytest.raises(CourseError, match=r"04_a\.ipynb is damaged \(.*course sync --no-run") as error:
+        working_time.sentence(project)
+    assert "\n" not in str(error.value)
+    if content[:1] != "{":
+        with pytest.raises(CourseError, match=r"lesson_costs\.json is damaged \(.*git checkout"):
+            sync.read_costs(project)

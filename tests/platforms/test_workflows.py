@@ -89,3 +89,26 @@ def test_version_and_address_are_the_ones_of_pyproject():
     assert citation["version"] == project["version"]
     assert citation["repository-code"] == project["urls"]["Repository"]
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("content", [None, "", "<testsuites", "folder", b"\xff\xfe\0"])
+def test_what_is_no_junit_file_is_said_in_one_line(tmp_path, content):
+    path = tmp_path / "tests.xml"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    script = ROOT / "scripts" / "sort_failures.py"
+    done = subprocess.run([sys.executable, script, *[path] * (content is not None)], capture_output=True,
+                          text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "JUnit" in done.stderr
+
+
+def test_without_uv_the_lock_stays_as_it_is(tmp_path):
+    lock = (ROOT / "requirements.lock").read_bytes()
+    done = subprocess.run([sys.executable, ROOT / "scripts" / "make_lock.py"], capture_output=True, text=True,
+                          env={"PATH": str(tmp_path)})
+    assert done.returncode == 1 and done.stderr.splitlines() == ["This needs uv: pip install uv. Nothing was "
+                                                                 "changed."]
+    assert (ROOT / "requirements.lock").read_bytes() == lock

@@ -1,6 +1,10 @@
+import errno
+from unittest.mock import Mock
+
 import pytest
 
 from course_utils import records
+from course_utils.errors import CourseError
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +49,23 @@ def test_gpu_table_says_when_there_is_no_record_and_shows_errors(capsys):
     assert table.to_dict("records") == [{"format": "BF16", "ms": 12.3, "error": ""},
                                         {"format": "FP32", "ms": "", "error": "out of memory"}]
     assert "recorded" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content, reason", [
+    (b"", "Expecting value"), (b'{"provenance": {', "Expecting property"), (b"\xff\xfe\0", "codec can't"),
+    (b"[1]", "a list"), (b"[" * 100_000, "recursion"), (b'{"results": 1}', "no provenance")], ids=range(6))
+def test_a_damaged_record_is_named_with_what_to_do(folder, content, reason):
+    folder.mkdir()
+    (folder / "trial.json").write_bytes(content)
+    with pytest.raises(CourseError, match=rf"trial\.json is damaged \(.*{reason}.*git checkout") as error:
+        records.load("trial")
+    assert "\n" not in str(error.value)
+
+
+def test_a_disk_that_fills_up_leaves_the_old_record_alone(folder, monkeypatch):
+    records.save("trial", [1])
+    monkeypatch.setattr(records.os, "replace", Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError):
+        records.save("trial", [2])
+    assert [path.name for path in folder.iterdir()] == ["trial.json"]
+    assert records.load("trial")["results"] == [1]
