@@ -290,7 +290,7 @@ if bench:
     of = {row["engine"]: row for row in kept}
     if "torchao INT8, compiled" in of:
         print(f"torchao INT8 writes {of['torchao INT8']['decode (tokens/s)']:.1f} tokens/s as it comes and "
-              f"{of['torchao INT8, compiled']['decode (tokens/s)']:.1f} compiled; it reads "
+              f"{of['torchao INT8, compiled']['decode (tokens/s)']:.1f} compiled, in one round; it reads "
               f"{of['torchao INT8']['read (MB)']:.0f} MB a token.")
 
 # %% [markdown] name="waiting-text"
@@ -503,17 +503,18 @@ if batches:
         axis.set_major_formatter("{x:.0f}")
     ax.minorticks_off()
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    first, last = (max((name for name in speed if batch in speed[name]), key=lambda name: speed[name][batch])
-                   for batch in (1, widest))
+    both = [name for name in speed if {1, widest} <= set(speed[name])]
+    first, last = (max(both, key=lambda name: speed[name][batch]) for batch in (1, widest))
     plots.show(fig, "Decoding speed of all sequences together against the number of sequences, both axes "
                "logarithmic. A colour for each engine; dotted is FP32, dashed INT8, solid 4 bits. "
-               f"With 1 sequence {first} is highest, with {widest} {last}.")
+               f"Of those that ran both, with 1 sequence {first} is highest, with {widest} {last}.")
 
 # %% name="batch-reading"
 if batches:
     gains = {name: each[widest] / each[1] for name, each in speed.items() if widest in each}
     most, least = max(gains, key=gains.get), min(gains, key=gains.get)
-    print(f"The highest figure of this one run has {first} with 1 sequence, {last} with {widest}.")
+    print(f"Of those that ran both, {first} has the highest figure of this one run with 1 sequence, "
+          f"{last} with {widest}.")
     print(f"From 1 to {widest} sequences {most} gains {gains[most]:.1f} times, "
           f"{least} {gains[least]:.1f} times.")
 

@@ -271,7 +271,8 @@ from_packed = in_pytorch(france, 8)
 measure.release_memory()
 session = decode.open_session(folder)
 from_file = decode.generate(session, france, 8, tokenizer.eos_token_id)
-print(f"packed layers: {from_packed}\nONNX Runtime:  {from_file}\n{tokenizer.decode(from_file)!r}")
+agree = "the same" if from_packed == from_file else "OTHER"
+print(f"The packed layers and ONNX Runtime write {agree} {len(from_file)} tokens after the question.")
 
 # %% name="more-tokens"
 prompts = [france, *map(asked, ("Name three colours.", "What do bees make?",
@@ -282,9 +283,13 @@ measure.release_memory()
 packed.unpack(model)
 measure.release_memory()
 ours = [in_pytorch(prompt, NEW) for prompt in prompts]
-for mine, its in zip(ours, written, strict=True):
-    agree = "the same" if mine == its else "OTHER TOKENS"
-    print(f"{agree}: {tokenizer.decode(its, skip_special_tokens=True).strip()!r}")
+same = sum(mine == its for mine, its in zip(ours, written, strict=True))
+print(f"{same} of {len(prompts)} answers have the same tokens in both.")
+
+# %% name="answers" tags=["nbval-ignore-output"]
+# Not compared: another processor may round a few weights to the other neighbour, and a text goes another way.
+for its in written:
+    print(repr(tokenizer.decode(its, skip_special_tokens=True).strip()))
 
 # %% [markdown] name="agreement-text"
 # Tokens that agree say little: where one token is far ahead, an error in the scores does not show. So measure
@@ -317,12 +322,16 @@ def scores_of(session, ids):
 agreed = {}
 for label, tried in sessions.items():
     scores = scores_of(tried, text.tolist())
+    agreed[label] = {"KL to our layers (nats)": round(agreement.mean_kl(reference, scores), 4),
+                     "top-1 match": round(agreement.top1_match(reference, scores), 3)}
+measure.table(agreed)
+
+# %% name="answers-equal" tags=["nbval-ignore-output"]
+# Not compared, for the same reason.
+for label, tried in sessions.items():
     same = sum(decode.generate(tried, prompt, NEW, tokenizer.eos_token_id) == mine
                for prompt, mine in zip(prompts, ours, strict=True))
-    agreed[label] = {"KL to our layers (nats)": round(agreement.mean_kl(reference, scores), 4),
-                     "top-1 match": round(agreement.top1_match(reference, scores), 3),
-                     "answers equal": f"{same} of {len(prompts)}"}
-measure.table(agreed)
+    print(f"{label}: {same} of {len(prompts)} answers have the tokens of our layers.")
 
 # %% name="speed-here" timing=true
 longest = max(zip(prompts, ours, strict=True), key=lambda pair: len(pair[1]))[0]

@@ -476,11 +476,10 @@ else:
 if record:
     hand = min((key for key in rows if not key[1] and key[0] != "nothing"), key=lambda key: results[key].nll)
     searches = list(dict.fromkeys(how for how, seed in rows if seed))
-    compared = {}
-    for how in searches:
-        for seed in sorted(seed for name, seed in rows if name == how):
-            compared[how, seed] = measure.compare(results[how, seed], results[hand])
-            print(compared[how, seed].sentence(f"{how} (seed {seed})", f"by hand ({hand[0]})"))
+    tried = [(how, seed) for how in searches for seed in sorted(seed for name, seed in rows if name == how)]
+    compared = {key: measure.compare(results[key], results[hand], comparisons=len(tried)) for key in tried}
+    for (how, seed), one in compared.items():
+        print(one.sentence(f"{how} (seed {seed})", f"by hand ({hand[0]})"))
 
 # %% name="plot-search"
 if record:
@@ -504,12 +503,13 @@ if record:
     )
 
 # %% [markdown] name="search-reading"
-# What to take from it? Above stand nine comparisons, each with an interval of 95 %. Among so many, one that
-# just leaves zero may do so by chance: lean on those far from it. A search finds what its judge likes. Look
-# at the two columns: how far does a plan fall on the proxy, and how much of it is left on other text? A low
-# proxy that does not carry over is called *overfitting to the proxy*. And no search here looks at what counts
-# on the clock: two plans of equal size may differ in speed, because a block that goes takes its attention and
-# its cache with it.
+# What to take from it? Above stand several comparisons that answer one question. An interval of 95 % misses
+# once in twenty times, so among nine of them one may well leave zero by chance. These are wider, so that all
+# of them together miss in fewer than one of twenty such tables (`comparisons`, after Bonferroni). A search
+# finds what its judge likes. Look at the two columns: how far does a plan fall on the proxy, and how much of
+# it is left on other text? A low proxy that does not carry over is called *overfitting to the proxy*. And no
+# search here looks at what counts on the clock: two plans of equal size may differ in speed, because a block
+# that goes takes its attention and its cache with it.
 #
 # Serious work joins both: search for depth and width, then **distil** into what was found (S. Muralidharan
 # et al., "Compact Language Models via Pruning and Knowledge Distillation", arXiv 2407.14679).
@@ -556,6 +556,8 @@ with tempfile.TemporaryDirectory() as folder:
              "embedding": model.get_input_embeddings().weight[words],
              "norm": model.base_model.norm.weight} | weights
     save_file({name: value.detach().cpu().contiguous() for name, value in whole.items()}, f"{folder}/in")
+    del whole
+    measure.release_memory()
     answer = engines.run("jax", {
         "task": "distill", "weights": f"{folder}/in", "out": f"{folder}/out", "temperature": TEMPERATURE,
         "lr": RATE, "steps": 4, "config": {"head_dim": config.head_dim, "rms_norm_eps": config.rms_norm_eps,
@@ -608,7 +610,7 @@ if machine:
     print(records.provenance_line(machine))
     limits = {row["what"]: row["value"] for row in machine["results"]["rows"]}
     tensor = limits["matrix product, bfloat16"] / limits["matrix product, float32"]
-    print(f"  tensor cores: a BF16 product {tensor:.0f} times as fast as one in FP32")
+    print(f"  a BF16 product, which its tensor cores take, {tensor:.0f} times as fast as one in FP32")
 if gpu:
     rows = [row for row in gpu["results"]["rows"] if row["format"] == "BF16" and row["batch"] == 1]
     bf16 = rows[0]
@@ -708,8 +710,6 @@ for bits, quality in fixed.items():
     print(f"{bits} bits for all: {quality.nll:.3f} nats a token")
 print(f"8 bits for the half that the 4-bit model is most unsure of: {by_input.nll:.3f}")
 print(f"8 bits for a half by lot: {by_lot.nll:.3f}")
-correlation = stats.spearmanr(unsure, gain)
-print(f"rank correlation of being unsure with what 8 bits gain: {correlation.statistic:.2f}")
 
 # %% name="bits-verdicts" timing=true
 against_lot = measure.compare(by_input, by_lot)
@@ -717,10 +717,22 @@ against_fixed = measure.compare(by_input, fixed[6])
 print(against_lot.sentence("the choice by input", "a choice by lot"))
 print(against_fixed.sentence("the choice by input", "6 bits for all"))
 
+
+def rank_correlation(first, second):
+    """Spearman's: 1 when both put the texts in the same order, 0 when the orders have nothing in common."""
+    return stats.spearmanr(first, second).statistic
+
+
+# Drawing the texts again, with replacement, shows how much the figure hangs on which texts these are.
+again = stats.bootstrap((unsure, gain), rank_correlation, paired=True, vectorized=False, rng=0,
+                        n_resamples=2000, method="percentile").confidence_interval
+print(f"rank correlation of being unsure with what 8 bits gain: {rank_correlation(unsure, gain):.2f} "
+      f"(95 %: {again.low:.2f} to {again.high:.2f}, {TEXTS} texts)")
+
 # %% [markdown] name="bits-reading"
 # Two questions must not be mixed. Is a text *hard*: is the loss high? And does a text *gain by more bits*? A
 # model may be unsure because the text is open, and no number of bits changes that. The rank correlation
-# above says how much the one tells about the other, here; it is of few texts and has no interval.
+# above says how much the one tells about the other, here, and its interval how little these few texts settle.
 #
 # A reason that fits why the same bits spent evenly do well, not tested here: the error of rounding falls by
 # a factor of 2 with each bit, the loss it causes by about 4. So the first two bits above 4 bring most of
@@ -755,7 +767,7 @@ print("    " + against_fixed.sentence("the choice by input", "6 bits for all, as
 
 # %% name="verdict-c19"
 if record:
-    verdicts = [measure.compare(results[key], results[hand]).verdict for key in compared]
+    verdicts = [one.verdict for one in compared.values()]
     share = verdicts.count("better") / len(verdicts)
     print(f"C19 (search): {'right' if share == 1 else 'half right' if share else 'not shown'}. "
           f"Of {len(verdicts)} searches {verdicts.count('better')} found a plan better "
