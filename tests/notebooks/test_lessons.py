@@ -90,9 +90,8 @@ def in_turn(lessons, commit, count=2):
 COMMIT = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT.root, capture_output=True, text=True).stdout
 
 
-# A learner's notebook shares its cells with the solution, which always runs whole: so a quarter will do.
-A_QUARTER = in_turn(LESSONS, COMMIT, -(-len(LESSONS) // 4))
-LEARNERS = LESSONS if os.environ.get("COURSE_EVERY_LESSON") else A_QUARTER
+# A learner's notebook shares its cells with the solution, which always runs whole: so two will do.
+LEARNERS = LESSONS if os.environ.get("COURSE_EVERY_LESSON") else in_turn(LESSONS, COMMIT)
 
 
 def prepare(lesson):
