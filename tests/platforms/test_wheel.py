@@ -172,7 +172,8 @@ def test_every_engine_can_be_installed_and_called_from_there(installed):
 
 
 def test_every_record_loads(repository, installed):
-    names = sorted(path.stem for path in (repository / "recorded").glob("*.json"))
+    files = (repository / "recorded").glob("*.json")
+    names = sorted(path.stem for path in files if path.name != "lesson_costs.json")  # a table, no record
     code = ("import sys; from course_utils import records; print(records.FOLDER); "
             "print([name for name in sys.argv[1:] if not records.load(name)])")
     found = run([installed.bin / "python", "-c", code, *names], installed.folder, installed.environment)
