@@ -134,7 +134,7 @@ def test_the_tokens_are_those_of_python(answered, address):
 def test_stop_ends_the_answer(page, address):
     page.goto(f"{address}?threads=2&tokens=1000&backend=wasm")
     load(page, "onnx")
-    ask(page, "document.getElementById('answer').textContent.length > 40", "Tell me a long story about a bee.")
+    ask(page, "document.getElementById('answer').textContent.length > 40", "Tell a long story about a bee.")
     page.click("#stop")
     wait(page, "measured.runs", 10)
     assert len(page.evaluate("measured.tokens")) < 1000
